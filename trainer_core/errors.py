@@ -1,0 +1,34 @@
+"""The two ways a run can go wrong, each with the exit code that scripts rely on."""
+
+from __future__ import annotations
+
+
+class TrainerError(Exception):
+    """An error whose text is all that the person in front of the screen needs."""
+
+    exit_code = 1
+
+
+class UserError(TrainerError, ValueError):
+    """A mistake in a config or on the command line: exit code 2, nothing was written."""
+
+    exit_code = 2
+
+
+class RunError(TrainerError, RuntimeError):
+    """A run that failed: exit code 1, what was saved is kept."""
+
+    exit_code = 1
+
+
+class SettingError(ValueError):
+    """A value that a settings class refuses; the config adds the table, the file and the line.
+
+    Args:
+        key: the setting's name, without its table.
+        message: what is wrong and what would be right.
+    """
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
