@@ -141,11 +141,12 @@ class TrainerSpec:
         """
 
     @hookspec
-    def save(self, run: Run, step: int, state: TrainState, data: Data, last: bool) -> None:
-        """Save the state, if it is due; always if `last`. Every plugin is called after a step.
+    def save(self, run: Run, step: int, state: TrainState, data: Data) -> None:
+        """Save the state after `step` steps. Every plugin is called.
 
-        The state is only lent, as for `evaluate`. It was reported before, so that a state that
-        is not finite is never saved. The data source advances only after this.
+        Called every `[checkpoint] every` steps and at the end, each step at most once. The
+        state is only lent, as for `evaluate`. It was reported before, so that a state that is
+        not finite is never saved. The data source advances only after this.
         """
 
     @hookspec

@@ -1,0 +1,136 @@
+"""What every hook is given first: the run's config, its place on disk and on the mesh."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from attrs.validators import ge, matches_re
+
+from trainer_core.plugin import plugin, setting
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from trainer_core.axes import AxisRules
+
+
+@plugin
+class RunSettings:
+    """The `[run]` table."""
+
+    name: str = setting(
+        "default",
+        "what the run is called",
+        check=matches_re(r"[^/\\\s][^/\\]*"),
+        may_change=True,
+    )
+    directory: str | None = setting(
+        None, "where the run is written; runs/NAME where not given", may_change=True
+    )
+    seed: int = setting(0, "of the parameters, the data order and dropout", check=ge(0))
+    steps: int = setting(700, "train until this step", unit="steps", check=ge(1), may_change=True)
+    log_every: int = setting(
+        1, "report metrics this often", unit="steps", check=ge(1), may_change=True
+    )
+    eval_every: int = setting(
+        200,
+        "evaluate this often, and at the end; 0: at the end only",
+        unit="steps",
+        check=ge(0),
+        may_change=True,
+    )
+    eval_batches: int = setting(
+        16, "how much held-out data to evaluate on", unit="batches", check=ge(0), may_change=True
+    )
+
+
+@plugin
+class DistributedSettings:
+    """The `[distributed]` table; empty where the cluster tells (TPU pods, SLURM, Kubernetes)."""
+
+    coordinator: str | None = setting(None, "HOST:PORT of process 0", may_change=True)
+    processes: int | None = setting(
+        None, "how many processes there are", unit="processes", check=ge(1), may_change=True
+    )
+    process: int | None = setting(None, "which one this is", check=ge(0), may_change=True)
+    timeout: int = setting(
+        300, "wait this long for the others", unit="seconds", check=ge(1), may_change=True
+    )
+
+
+class StopRequest:
+    """Whether the run was asked to stop, and why; set by a signal or a plugin, read by the loop."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self.reason = ""
+
+    def __bool__(self) -> bool:
+        return self._event.is_set()
+
+    def set(self, reason: str) -> None:
+        self.reason = self.reason or reason
+        self._event.set()
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Run:
+    """One run, as its plugins see it.
+
+    Attributes:
+        config: the resolved config: table to key to value, defaults included, `[plugins.NAME]`
+            under `plugins`. Plain TOML values; read-only.
+        settings: the `[run]` table.
+        directory: where the run is written.
+        mesh: the devices, by mesh axis.
+        axes: from logical axis names to mesh axes, for parameters and activations.
+        process: this process's index, and `processes` how many there are.
+        stopping: whether the run will stop at the next step boundary.
+    """
+
+    config: Mapping[str, Any]
+    settings: RunSettings
+    directory: Path
+    mesh: Mesh
+    axes: AxisRules
+    process: int = 0
+    processes: int = 1
+    stopping: StopRequest = attrs.field(factory=StopRequest)
+    announce: Callable[[str], None] = attrs.field(default=lambda name: None)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes what all of them agree on."""
+        return self.process == 0
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences (or examples) in a global batch."""
+        return int(self.config["data"].get("batch_size", 1))
+
+    def stop(self, reason: str) -> None:
+        """Ask the run to stop after the step that is under way; it saves, and exits 0."""
+        self.stopping.set(reason)
+
+    def agree(self, value: Any) -> Any:
+        """Return process 0's value on every process: the only way to decide something together.
+
+        Goes through the coordination service, never through a device. The value is JSON.
+        """
+        if self.processes == 1:
+            return value
+        from trainer_core.distributed import broadcast
+
+        return broadcast(value, self.process)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Tell every plugin that the run is in a phase, and afterwards that it trains again."""
+        self.announce(name)
+        yield
+        self.announce("training")
