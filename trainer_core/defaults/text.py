@@ -1,0 +1,49 @@
+"""The `text` data source: trains on files as they are, with bytes as tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs.validators import and_, ge, lt, min_len
+
+from trainer_core.defaults.corpus import check_path
+from trainer_core.defaults.windows import Windows
+from trainer_core.plugin import hookimpl, plugin, setting
+
+if TYPE_CHECKING:
+    from trainer_core.run import Run
+    from trainer_core.types import Data
+
+
+@plugin
+class Text:
+    """Windows of a text, each once an epoch, in a seeded order; the tail is held out."""
+
+    batch_size: int = setting(32, "of all processes together", unit="sequences", check=ge(1))
+    length: int = setting(128, "of a sequence", unit="tokens", check=ge(1))
+    path: str | None = setting(
+        None,
+        "a file, a folder or a glob; Python's own standard library where not given",
+        check=min_len(1),
+    )
+    held_out: float = setting(
+        0.05, "how much is kept for evaluation; 0: nothing", unit="of 1", check=and_(ge(0), lt(1))
+    )
+
+    @hookimpl
+    def build_data(self, run: Run) -> Data:
+        # Settings are read without jax, which every type that crosses a hook comes with.
+        from trainer_core.defaults.text_data import TextData
+
+        check_path(self.path)
+        return TextData(
+            Windows(
+                path=self.path,
+                length=self.length,
+                batch_size=self.batch_size,
+                held_out=self.held_out,
+                seed=run.settings.seed,
+                process=run.process,
+                processes=run.processes,
+            )
+        )
