@@ -1,0 +1,164 @@
+"""The decoder's parameters: paths, shapes, axes and first values, the same in every framework."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+import jax
+import jax.numpy as jnp
+
+from trainer_core.decoder import DecoderConfig
+from trainer_core.randomness import fold
+from trainer_core.types import Axis, Kind, ParamInfo, Params
+
+# That of GPT-2 and Llama: the first logits are near 0 and the first loss is near ln(vocab), also
+# where the embedding is the output matrix too.
+EMBEDDING_STD = 0.02
+
+_VOCAB_IN, _VOCAB_OUT = Axis("vocab", "in"), Axis("vocab", "out")
+_EMBED_IN, _EMBED_OUT = Axis("embed", "in"), Axis("embed", "out")
+_MLP_IN, _MLP_OUT = Axis("mlp", "in"), Axis("mlp", "out")
+
+
+@attrs.frozen
+class _Weight:
+    """One array of the outer model or of one layer; `std` is None where it begins as ones."""
+
+    path: str
+    shape: tuple[int, ...]
+    axes: tuple[Axis, ...]
+    kind: Kind
+    std: float | None
+
+
+@attrs.frozen
+class _Entry:
+    """One array of the tree: which weight it is, of which layers (None: of the outer model)."""
+
+    weight: _Weight
+    info: ParamInfo
+    layer: int | range | None
+
+
+def decoder_parameters(config: DecoderConfig) -> dict[str, Any]:
+    """Return a ParamInfo for each parameter, in the nested dict that holds the parameters.
+
+    Scanned layers are one array with a leading axis (`layers/attention/query/kernel`), unrolled
+    ones an array each (`layers/0/attention/query/kernel`).
+    """
+    return _nest((entry.info.path, entry.info) for entry in _entries(config))
+
+
+def initialize(config: DecoderConfig, key: jax.Array) -> Params:
+    """Return the first parameters, in the tree of `decoder_parameters`.
+
+    Matrices are normal with variance 1 / fan_in, those that write to the residual stream
+    divided by 2 layers besides (Radford et al., GPT-2, 2019, section 2.3); norms are ones. Each
+    value depends on the key, its path and its layer alone: scanned and unrolled layers begin
+    equal, and so do all frameworks.
+    """
+    return _nest((entry.info.path, _first_value(entry, key)) for entry in _entries(config))
+
+
+def _first_value(entry: _Entry, key: jax.Array) -> jax.Array:
+    weight, info = entry.weight, entry.info
+    if weight.std is None:
+        return jnp.ones(info.shape, info.dtype)
+    std = weight.std
+
+    def draw(key: jax.Array) -> jax.Array:
+        return (jax.random.normal(key, weight.shape, jnp.float32) * std).astype(info.dtype)
+
+    if entry.layer is None:
+        return draw(fold(key, weight.path))
+    key = fold(key, "layers", weight.path)
+    if isinstance(entry.layer, int):
+        return draw(fold(key, entry.layer))
+    return jax.vmap(lambda layer: draw(fold(key, layer)))(jnp.asarray(entry.layer))
+
+
+def _entries(config: DecoderConfig) -> Iterator[_Entry]:
+    dtype = jnp.dtype(config.param_dtype)
+    for weight in _outer(config):
+        yield _Entry(weight, _info(weight.path, weight, dtype), None)
+    for weight in _block(config):
+        if config.scan:
+            stacked = attrs.evolve(
+                weight,
+                shape=(config.layers, *weight.shape),
+                axes=(Axis("layers", "stack"), *weight.axes),
+            )
+            info = _info(f"layers/{weight.path}", stacked, dtype)
+            yield _Entry(weight, info, range(config.layers))
+        else:
+            for layer in range(config.layers):
+                yield _Entry(weight, _info(f"layers/{layer}/{weight.path}", weight, dtype), layer)
+
+
+def _info(path: str, weight: _Weight, dtype: Any) -> ParamInfo:
+    return ParamInfo(path, weight.shape, dtype, weight.axes, weight.kind)
+
+
+def _outer(config: DecoderConfig) -> list[_Weight]:
+    vocab, width = config.vocab, config.width
+    weights = [
+        _Weight(
+            "embed/embedding", (vocab, width), (_VOCAB_IN, _EMBED_OUT), "embedding", EMBEDDING_STD
+        ),
+        _norm("final_norm", width),
+    ]
+    if not config.tied:
+        axes = (_EMBED_IN, _VOCAB_OUT)
+        weights.append(
+            _Weight("unembed/kernel", (width, vocab), axes, "unembedding", EMBEDDING_STD)
+        )
+    return weights
+
+
+def _block(config: DecoderConfig) -> list[_Weight]:
+    width, heads, kv_heads, head_dim = (
+        config.width,
+        config.heads,
+        config.kv_heads,
+        config.head_dim,
+    )
+    to_heads = (_EMBED_IN, Axis("heads", "out"), Axis("head_dim", "out"))
+    to_kv_heads = (_EMBED_IN, Axis("kv_heads", "out"), Axis("head_dim", "out"))
+    from_heads = (Axis("heads", "in"), Axis("head_dim", "in"), _EMBED_OUT)
+    residual = 1 / math.sqrt(2 * config.layers)
+
+    def matrix(path: str, axes: tuple[Axis, ...], *shape: int, scale: float = 1.0) -> _Weight:
+        fan_in = math.prod(n for n, axis in zip(shape, axes, strict=True) if axis.role == "in")
+        return _Weight(f"{path}/kernel", shape, axes, "matrix", scale / math.sqrt(fan_in))
+
+    norms = ["query_norm", "key_norm"] if config.qk_norm else []
+    return [
+        _norm("attention_norm", width),
+        matrix("attention/query", to_heads, width, heads, head_dim),
+        matrix("attention/key", to_kv_heads, width, kv_heads, head_dim),
+        matrix("attention/value", to_kv_heads, width, kv_heads, head_dim),
+        *(_norm(f"attention/{name}", head_dim) for name in norms),
+        matrix("attention/out", from_heads, heads, head_dim, width, scale=residual),
+        _norm("mlp_norm", width),
+        matrix("mlp/gate", (_EMBED_IN, _MLP_OUT), width, config.mlp),
+        matrix("mlp/up", (_EMBED_IN, _MLP_OUT), width, config.mlp),
+        matrix("mlp/down", (_MLP_IN, _EMBED_OUT), config.mlp, width, scale=residual),
+    ]
+
+
+def _norm(path: str, size: int) -> _Weight:
+    return _Weight(f"{path}/scale", (size,), (Axis("norm", "other"),), "norm", None)
+
+
+def _nest(leaves: Iterator[tuple[str, Any]]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves:
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
