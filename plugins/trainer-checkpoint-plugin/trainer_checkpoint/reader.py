@@ -1,0 +1,127 @@
+"""Reads the newest checkpoint that can be trusted. Writes nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import jax
+import orbax.checkpoint as ocp
+
+from trainer_checkpoint import tree
+from trainer_checkpoint.digest import checks
+from trainer_checkpoint.meta import FORMAT, DamagedError, unseal
+from trainer_checkpoint.quiet import quiet
+from trainer_checkpoint.steps import DATA, META, META_FILE, STATE, data_file, steps
+from trainer_core.errors import RunError, UserError
+from trainer_core.types import TrainState
+
+if TYPE_CHECKING:
+    from trainer_core.run import Run
+
+logger = logging.getLogger("trainer_checkpoint")
+
+
+@attrs.frozen
+class Checkpoint:
+    """What was read of one step.
+
+    Attributes:
+        step: how many steps were made.
+        state: on the devices, as `like` wants it.
+        position: what this process's data source gave; None for a pure one.
+    """
+
+    step: int
+    state: TrainState
+    position: dict[str, Any] | None
+
+
+def read_newest(run: Run, directory: Path, like: TrainState) -> Checkpoint | None:
+    """Return the newest checkpoint that restores and verifies; None where there is none.
+
+    Args:
+        run: all of its processes try the same steps.
+        directory: the folder of checkpoints.
+        like: shapes, dtypes and shardings of the state.
+
+    Raises:
+        UserError: the checkpoint is of another model or optimizer.
+        RunError: there are checkpoints, and none can be trusted.
+    """
+    directory = directory.absolute()  # Orbax accepts no other
+    found = run.agree(steps(directory))
+    for step in reversed(found):
+        try:
+            return _read(run, step, directory / str(step), like)
+        except DamagedError as error:
+            logger.warning("checkpoint %s is not used: %s", directory / str(step), error)
+    if found:
+        raise RunError(
+            f"no checkpoint in {directory} can be trusted (steps "
+            f"{', '.join(map(str, found))}); nothing was deleted. To train from the start, "
+            f"give another run.name, or move that folder away"
+        )
+    return None
+
+
+def _read(run: Run, step: int, path: Path, like: TrainState) -> Checkpoint:
+    meta = unseal(path / META / META_FILE)
+    if meta["format"] > FORMAT:
+        raise UserError(
+            f"{path} was written by trainer-checkpoint-plugin "
+            f"{meta['versions']['trainer-checkpoint-plugin']}, in format {meta['format']}; "
+            f"this one reads up to format {FORMAT}: install a newer one"
+        )
+    if meta["step"] != step:
+        raise DamagedError(f"it holds step {meta['step']}")
+    if not meta["finite"]:
+        raise DamagedError("its parameters are not finite")
+    leaves: dict[str, Any] = meta["leaves"]
+    wanted = tree.by_path(like)
+    tree.check_same(leaves, wanted, str(path))
+    position = _position(path / DATA, run.process, run.processes)
+    arrays = _arrays(path / STATE, tree.targets(wanted))
+    _verify(arrays, leaves)
+    return Checkpoint(step, tree.assembled(arrays, like), position)
+
+
+def _position(folder: Path, process: int, processes: int) -> dict[str, Any] | None:
+    own = folder / data_file(process, processes)
+    files = [own] if own.exists() else sorted(folder.glob("*.json"))
+    if not files:
+        raise DamagedError(f"{folder.name}/{own.name} is missing")
+    positions: list[dict[str, Any] | None] = [unseal(file)["position"] for file in files]
+    if any(position != positions[0] for position in positions):
+        raise UserError(
+            f"{folder} holds the positions of {len(files)} streams, one a process; "
+            f"this run has {processes}, and cannot go on from there"
+        )
+    return positions[0]
+
+
+def _arrays(
+    path: Path, targets: Mapping[tree.Path, jax.ShapeDtypeStruct]
+) -> dict[tree.Path, jax.Array]:
+    item = tree.nested(targets)
+    shardings = jax.tree.map(lambda target: target.sharding, item)
+    restore_args = ocp.checkpoint_utils.construct_restore_args(item, shardings)
+    try:
+        with quiet():
+            restored = ocp.PyTreeCheckpointHandler().restore(
+                path, args=ocp.args.PyTreeRestore(item, restore_args=restore_args)
+            )
+    except Exception as error:  # Orbax raises whatever went wrong, as far down as it did
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DamagedError(f"its arrays cannot be read: {reason}") from error
+    return tree.flat(restored)
+
+
+def _verify(arrays: Mapping[tree.Path, jax.Array], leaves: Mapping[str, Mapping[str, Any]]) -> None:
+    found = {"/".join(path): check.digest for path, check in checks(arrays).items()}
+    wrong = [path for path, digest in found.items() if digest != leaves[path]["digest"]]
+    if wrong:
+        raise DamagedError(f"not what was saved: {', '.join(wrong)}")

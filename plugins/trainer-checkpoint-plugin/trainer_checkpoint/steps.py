@@ -1,0 +1,85 @@
+"""The folders of a run's checkpoints: which steps there are, which may go, which are set aside.
+
+Layout: `checkpoints/<step>` is a whole checkpoint; it appears by one rename, when all of it is
+written. Every other name is something else, and is never read: a save that is under way
+(`<step>.orbax-checkpoint-tmp`), a folder that is being deleted (`<step>.deleting`), or one that
+could not be trusted (`<step>.damaged`).
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+STATE = "state"  # the arrays
+META = "meta"  # what they are, and how to check them
+META_FILE = "metadata"  # the name that Orbax gives a JSON item
+DATA = "data"  # where the data source is, one file a process
+_UNFINISHED = ".orbax-checkpoint-tmp"
+_DELETING = ".deleting"
+_DAMAGED = ".damaged"
+
+
+def data_file(process: int, processes: int) -> str:
+    """Return the name of the file with the position of a process's data source."""
+    return f"process_{process}-of-{processes}.json"
+
+
+def steps(directory: Path) -> list[int]:
+    """Return the steps that have a folder in a folder of checkpoints, ascending.
+
+    Whether such a folder can be trusted is only known after reading it.
+    """
+    if not directory.is_dir():
+        return []
+    # "007" and "²" are no names of ours.
+    names = (path.name for path in directory.iterdir() if path.is_dir())
+    return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name))
+
+
+def prune(directory: Path, keep: int, keep_every: int | None) -> None:
+    """Delete old checkpoints.
+
+    Args:
+        directory: the folder of checkpoints.
+        keep: so many of the newest complete ones stay.
+        keep_every: those whose step is a multiple of it stay as well.
+    """
+    complete = [step for step in steps(directory) if _is_complete(directory / str(step))]
+    for step in complete[:-keep]:
+        if keep_every is None or step % keep_every != 0:
+            _delete(directory / str(step))
+
+
+def clean(directory: Path) -> None:
+    """Delete what a killed process left behind: half-written and half-deleted folders."""
+    for path in directory.iterdir():
+        if path.name.endswith((_UNFINISHED, _DELETING)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def discard_unfinished(directory: Path, step: int) -> None:
+    """Delete what a failed save left behind, so that a full disk gets its room back."""
+    shutil.rmtree(directory / f"{step}{_UNFINISHED}", ignore_errors=True)
+
+
+def set_aside(directory: Path, step: int) -> None:
+    """Rename a checkpoint so that it is neither read nor overwritten."""
+    target = directory / f"{step}{_DAMAGED}"
+    number = 1
+    while target.exists():
+        number += 1
+        target = directory / f"{step}{_DAMAGED}-{number}"
+    (directory / str(step)).rename(target)
+
+
+def _is_complete(path: Path) -> bool:
+    return (path / META).is_dir() and (path / STATE).is_dir()
+
+
+def _delete(path: Path) -> None:
+    # Deleting many files takes time; a rename does not, so that a process that is killed here
+    # leaves no half of a checkpoint under the name of a whole one.
+    doomed = path.rename(path.with_name(path.name + _DELETING))
+    shutil.rmtree(doomed, ignore_errors=True)

@@ -1,0 +1,146 @@
+"""Writes checkpoints, one at a time, while training goes on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from trainer_checkpoint import steps as folders
+from trainer_checkpoint.quiet import quiet_log
+from trainer_checkpoint.text import Text, TextHandler
+from trainer_core.errors import RunError
+
+
+class Writer:
+    """Writes checkpoints to a folder; the only object that changes anything there.
+
+    Orbax's `CheckpointManager` was rejected for the writing: it counts damaged and half-copied
+    folders as checkpoints, refuses a step silently, believes in a step whose save failed, and
+    deletes old ones file by file. The `AsyncCheckpointer` inside it writes the same files.
+
+    Args:
+        directory: the folder of checkpoints; made when it is missing.
+        keep: see `steps.prune`.
+        keep_every: see `steps.prune`.
+        is_main: whether this process renames and deletes; all of them write.
+        resumed: the step from which the run goes on; what lies beyond it was not to be trusted,
+            and is set aside. None: it started from nothing.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        keep: int,
+        keep_every: int | None,
+        is_main: bool,
+        resumed: int | None,
+    ) -> None:
+        self._directory = directory.absolute()  # Orbax accepts no other
+        self._keep, self._keep_every, self._is_main = keep, keep_every, is_main
+        self._checkpointer = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(
+                state=ocp.PyTreeCheckpointHandler(), meta=TextHandler(), data=TextHandler()
+            )
+        )
+        self._thread: threading.Thread | None = None
+        self._step = -1
+        self._error: Exception | None = None
+        if is_main:
+            self._prepare(resumed)
+
+    def save(
+        self,
+        step: int,
+        state: Mapping[str, Any],
+        meta: Mapping[str, Callable[[], str]],
+        data: Mapping[str, Callable[[], str]],
+    ) -> None:
+        """Begin to write a checkpoint; the arrays may be donated when this returns.
+
+        Args:
+            step: its name.
+            state: nested dicts of arrays.
+            meta: file names to what will return their text, in another thread.
+            data: the same.
+
+        Raises:
+            RunError: this checkpoint, or the one before, cannot be written.
+        """
+        self.wait()
+        self._step = step
+        try:
+            with quiet_log():
+                self._checkpointer.save(
+                    self._directory / str(step),
+                    args=ocp.args.Composite(
+                        state=ocp.args.PyTreeSave(state), meta=Text(meta), data=Text(data)
+                    ),
+                )
+        except Exception as error:
+            raise self._failed(error) from error
+        self._thread = threading.Thread(target=self._finish, name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is on disk.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise self._failed(error) from error
+
+    def close(self) -> None:
+        """Do as `wait` does, and release everything."""
+        try:
+            self.wait()
+        finally:
+            with quiet_log():
+                self._checkpointer.close()
+
+    def _prepare(self, resumed: int | None) -> None:
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            folders.clean(self._directory)
+            for step in folders.steps(self._directory):
+                if resumed is not None and step > resumed:
+                    folders.set_aside(self._directory, step)
+        except OSError as error:
+            raise RunError(f"{self._directory} cannot be written to: {_cause(error)}") from error
+
+    def _finish(self) -> None:
+        try:
+            with quiet_log():
+                self._checkpointer.wait_until_finished()
+            if self._is_main:
+                folders.prune(self._directory, self._keep, self._keep_every)
+        except Exception as error:
+            self._error = error
+
+    def _failed(self, error: Exception) -> RunError:
+        if self._is_main:
+            folders.discard_unfinished(self._directory, self._step)
+        older = ", ".join(map(str, folders.steps(self._directory)))
+        kept = f"the older ones are intact: steps {older}" if older else "there is no older one"
+        return RunError(
+            f"the checkpoint of step {self._step} cannot be written to "
+            f"{self._directory / str(self._step)}: {_cause(error)}; {kept}"
+        )
+
+
+def _cause(error: Exception) -> str:
+    text = str(error)
+    if "No space left" in text:
+        return "no space left on the disk"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return text.splitlines()[0] if text else type(error).__name__
