@@ -19,15 +19,20 @@ if TYPE_CHECKING:
 class Text:
     """Windows of a text, each once an epoch, in a seeded order; the tail is held out."""
 
-    batch_size: int = setting(32, "of all processes together", unit="sequences", check=ge(1))
-    length: int = setting(128, "of a sequence", unit="tokens", check=ge(1))
+    batch_size: int = setting(
+        default=32, help="of all processes together", unit="sequences", check=ge(1)
+    )
+    length: int = setting(default=128, help="of a sequence", unit="tokens", check=ge(1))
     path: str | None = setting(
-        None,
-        "a file, a folder or a glob; Python's own standard library where not given",
+        default=None,
+        help="a file, a folder or a glob; Python's own standard library where not given",
         check=min_len(1),
     )
     held_out: float = setting(
-        0.05, "how much is kept for evaluation; 0: nothing", unit="of 1", check=and_(ge(0), lt(1))
+        default=0.05,
+        help="the part kept for evaluation; 0: none",
+        unit="of 1",
+        check=and_(ge(0), lt(1)),
     )
 
     @hookimpl
