@@ -47,11 +47,13 @@ def setting(
     )
 
 
-@dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(attrs.field, setting))
+@dataclass_transform(
+    kw_only_default=True, eq_default=False, field_specifiers=(attrs.field, setting)
+)
 def plugin(cls: Class) -> Class:
     """Make a class a plugin: its fields are its settings, its `@hookimpl` methods its behaviour.
 
     Two plugins are equal only if they are the same object, as pluggy needs it. Attributes that
     are not settings (an open file, a counter) are declared with `attrs.field(init=False)`.
     """
-    return attrs.define(cls, eq=False, kw_only=True, slots=False)  # type: ignore[return-value]
+    return attrs.define(cls, eq=False, kw_only=True, slots=False)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,12 +100,16 @@ class Run:
     process: int = 0
     processes: int = 1
     stopping: StopRequest = attrs.field(factory=StopRequest)
-    announce: Callable[[str], None] = attrs.field(default=lambda name: None)
 
     @property
     def is_main(self) -> bool:
         """Whether this is the process that writes what all of them agree on."""
         return self.process == 0
+
+    @property
+    def save_every(self) -> int:
+        """Steps between two saves; 0 where the checkpoint plugin has no such setting."""
+        return int(self.config["checkpoint"].get("every", 0))
 
     @property
     def batch_size(self) -> int:
@@ -127,10 +130,3 @@ class Run:
         from trainer_core.distributed import broadcast
 
         return broadcast(value, self.process)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Tell every plugin that the run is in a phase, and afterwards that it trains again."""
-        self.announce(name)
-        yield
-        self.announce("training")

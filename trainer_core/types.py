@@ -110,9 +110,7 @@ class Model:
     """
 
     init: Callable[[jax.Array], tuple[Params, Buffers]]
-    terms: Callable[
-        [Params, Buffers, Batch, jax.Array, bool], tuple[dict[str, Term], Buffers]
-    ]
+    terms: Callable[[Params, Buffers, Batch, jax.Array, bool], tuple[dict[str, Term], Buffers]]
     params: dict[str, Any]
     buffers: dict[str, Any] = attrs.field(factory=dict)
     coefficients: Mapping[str, float] = attrs.field(factory=dict)

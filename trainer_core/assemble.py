@@ -1,0 +1,55 @@
+"""From a checked config to a run: devices, mesh, and a plugin manager. Here jax comes in."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import jax
+
+from trainer_core.axes import AxisRules, make_mesh
+from trainer_core.config import Config
+from trainer_core.defaults.evaluate import HeldOutLoss
+from trainer_core.defaults.shard import DEFAULT_RULES
+from trainer_core.distributed import initialize
+from trainer_core.hooks import Hooks, register
+from trainer_core.run import Run, StopRequest
+
+
+def open_run(config: Config, stopping: StopRequest | None = None) -> tuple[Run, Hooks]:
+    """Connect the processes, lay out the mesh, and register the plugins of a config.
+
+    A shard plugin with other settings than `mesh` and `rules` gets one data axis.
+
+    Raises:
+        UserError: a mesh that does not fit the devices; plugins that do not fit the hooks.
+    """
+    _use_compile_cache()
+    initialize(config.distributed)
+    shard = config.chosen["shard"].plugin
+    mesh = make_mesh(getattr(shard, "mesh", {"data": -1}), jax.devices())
+    rules = getattr(shard, "rules", {**DEFAULT_RULES, "batch": tuple(mesh.shape)})
+    run = Run(
+        config=config.table,
+        settings=config.run,
+        directory=config.directory,
+        mesh=mesh,
+        axes=AxisRules(mesh, rules),
+        process=jax.process_index(),
+        processes=jax.process_count(),
+        stopping=stopping or StopRequest(),
+    )
+    return run, register(config, {"evaluate": HeldOutLoss()})
+
+
+def _use_compile_cache() -> None:
+    """Keep compiled programs in the user's cache folder, unless JAX was told of another."""
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
+        return
+    home = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    folder = (
+        Path(os.environ.get("XDG_CACHE_HOME") or home) / "trainer-core" / f"jax-{jax.__version__}"
+    )
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,0 +1,143 @@
+"""One resolver from logical axis names to mesh axes, for parameters and activations alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import attrs
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from trainer_core.errors import UserError
+from trainer_core.suggest import did_you_mean
+from trainer_core.types import ParamInfo
+
+Rules = Mapping[str, str | Sequence[str]]
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device]) -> Mesh:
+    """Return the mesh of a config.
+
+    Its axes are spelled out as Auto: `jax.make_mesh` now makes Explicit ones, under which
+    ordinary Flax models raise.
+
+    Args:
+        sizes: devices along each mesh axis, in order; one may be -1, for all that remain.
+        devices: all devices of all processes.
+
+    Raises:
+        UserError: the sizes do not fit the number of devices.
+    """
+    written = "{" + ", ".join(f"{name} = {size}" for name, size in sizes.items()) + "}"
+    where = f"[shard] mesh = {written}"
+    free = [name for name, size in sizes.items() if size == -1]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if len(free) > 1:
+        raise UserError(f"{where}: only one axis may be -1, not {' and '.join(free)}")
+    if any(size < 1 and size != -1 for size in sizes.values()):
+        raise UserError(f"{where}: each axis needs at least 1 device, or -1 for all that remain")
+    if len(devices) % fixed or (not free and fixed != len(devices)):
+        raise UserError(
+            f"{where} needs {'a multiple of ' if free else ''}{fixed} devices, "
+            f"and there are {len(devices)} ({devices[0].platform}); "
+            f"change the sizes, or leave one at -1"
+        )
+    shape = tuple(len(devices) // fixed if size == -1 else size for size in sizes.values())
+    names = tuple(sizes)
+    return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(names), devices=devices)
+
+
+@attrs.frozen
+class AxisRules:
+    """Which mesh axes each logical axis is spread over.
+
+    Attributes:
+        mesh: the devices.
+        rules: logical name to a mesh axis, or several; an empty string or list: not spread.
+    """
+
+    mesh: Mesh
+    rules: Rules
+
+    def __attrs_post_init__(self) -> None:
+        for name in self.rules:
+            for axis in self._mesh_axes(name):
+                if axis not in self.mesh.shape:
+                    raise UserError(
+                        f"[shard] rules: {name} = {axis!r}: the mesh has no such axis"
+                        f"{did_you_mean(axis, self.mesh.shape)}; it has: "
+                        f"{', '.join(self.mesh.shape)}"
+                    )
+
+    def param_sharding(self, info: ParamInfo) -> NamedSharding:
+        """Return where a parameter lies.
+
+        Raises:
+            UserError: a logical axis without a rule, a mesh axis used twice, or a dimension
+                that its devices do not divide; names the parameter.
+        """
+        entries: list[tuple[str, ...] | None] = []
+        used: dict[str, str] = {}
+        for axis, size in zip(info.axes, info.shape, strict=True):
+            if axis.name is None:
+                entries.append(None)
+                continue
+            if axis.name not in self.rules:
+                raise UserError(
+                    f"parameter {info.path}: its logical axis {axis.name!r} has no rule"
+                    f"{did_you_mean(axis.name, self.rules)}; add [shard] rules = "
+                    f'{{{axis.name} = "MESH AXIS"}}, or "" to keep it whole'
+                )
+            mesh_axes = tuple(
+                each for each in self._mesh_axes(axis.name) if self.mesh.shape[each] > 1
+            )
+            for each in mesh_axes:
+                if each in used:
+                    raise UserError(
+                        f"parameter {info.path}: its axes {used[each]} and {axis.name} would both "
+                        f"be spread over the mesh axis {each!r}; change one of [shard] rules"
+                    )
+                used[each] = axis.name
+            parts = math.prod(self.mesh.shape[each] for each in mesh_axes)
+            if size % parts:
+                raise UserError(
+                    f"parameter {info.path}: its axis {axis.name} of {size} cannot be spread over "
+                    f"{parts} devices ({' x '.join(mesh_axes)}); change [shard] mesh, or keep it "
+                    f'whole with [shard] rules = {{{axis.name} = ""}}'
+                )
+            entries.append(mesh_axes or None)
+        return NamedSharding(self.mesh, PartitionSpec(*entries))
+
+    def batch_sharding(self) -> NamedSharding:
+        """Return where the first axis of a batch lies."""
+        return NamedSharding(self.mesh, PartitionSpec(self._mesh_axes("batch") or None))
+
+    def batch_parts(self) -> int:
+        """Return over how many devices a batch is spread."""
+        return math.prod(self.mesh.shape[axis] for axis in self._mesh_axes("batch"))
+
+    def constrain(self, x: jax.Array, names: Sequence[str | None]) -> jax.Array:
+        """Pin an activation to the mesh; without it, XLA may choose to gather the batch.
+
+        Args:
+            x: inside a traced function.
+            names: a logical name for each axis. A mesh axis that does not divide the dimension
+                is left out: unlike a parameter, an activation may be of any size.
+        """
+        entries = []
+        for name, size in zip(names, x.shape, strict=True):
+            fitting: tuple[str, ...] = ()
+            for axis in self._mesh_axes(name) if name is not None else ():
+                if size % math.prod(self.mesh.shape[each] for each in (*fitting, axis)) == 0:
+                    fitting = (*fitting, axis)
+            entries.append(fitting or None)
+        sharding = NamedSharding(self.mesh, PartitionSpec(*entries))
+        pinned: jax.Array = jax.lax.with_sharding_constraint(x, sharding)
+        return pinned
+
+    def _mesh_axes(self, name: str) -> tuple[str, ...]:
+        rule = self.rules.get(name, ())
+        if isinstance(rule, str):
+            return (rule,) if rule else ()
+        return tuple(rule)

@@ -1,0 +1,245 @@
+"""The whole config of a run, checked before jax is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from trainer_core import recipe as recipes
+from trainer_core import registry
+from trainer_core.errors import UserError
+from trainer_core.registry import PLUGINS, SLOTS, Candidate, Slot
+from trainer_core.run import DistributedSettings, RunSettings
+from trainer_core.settings import setting_fields, structure, values_of
+from trainer_core.suggest import did_you_mean
+
+CORE_TABLES: dict[str, type[Any]] = {"run": RunSettings, "distributed": DistributedSettings}
+
+
+@attrs.frozen
+class Chosen:
+    """What a config chose for one table: the candidate, and the plugin made from its settings."""
+
+    table: str
+    slot: Slot
+    candidate: Candidate
+    plugin: Any
+
+
+@attrs.frozen
+class Config:
+    """A resolved config.
+
+    Attributes:
+        run, distributed: the core's own tables.
+        chosen: by table (`optimizer`, `plugins.progress`), what answers for it.
+        table: every setting as a plain TOML value, defaults included.
+        origins: dotted key to where its value came from: `recipe.toml:12`, `default`.
+        notices: what the person should know, though nothing is wrong.
+    """
+
+    run: RunSettings
+    distributed: DistributedSettings
+    chosen: Mapping[str, Chosen]
+    table: Mapping[str, Any]
+    origins: Mapping[str, str]
+    notices: tuple[str, ...] = ()
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.run.directory or Path("runs") / self.run.name)
+
+
+def load_config(
+    recipe: Path | str | Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
+) -> Config:
+    """Read, merge and check a config; import the plugins that it names, and nothing else.
+
+    Args:
+        recipe: a TOML file, a dict of tables, or None for the defaults.
+        overrides: `KEY=VALUE`, as on the command line.
+
+    Raises:
+        UserError: whatever is wrong, with the key, its place and what to do.
+    """
+    if isinstance(recipe, str):
+        recipe = Path(recipe)
+    search = [Path.cwd()]
+    if isinstance(recipe, Path):
+        search.insert(0, recipe.parent)
+    from trainer_core.imports import search_in
+
+    search_in(*search)
+    layers = recipes.layers(recipe, overrides)
+    if isinstance(recipe, Path):
+        named = {"run": {"name": recipe.stem}}
+        layers.insert(0, recipes.Layer(f"the name of {recipe}", named))
+    return _Resolver(layers).resolve()
+
+
+class _Resolver:
+    """Turns layers of tables into a Config, one table after the other."""
+
+    def __init__(self, layers: list[recipes.Layer]) -> None:
+        self.layers = layers
+        self.merged = recipes.merge([layer.table for layer in layers])
+        self.table: dict[str, Any] = {}
+        self.origins: dict[str, str] = {}
+        self.notices: list[str] = []
+        self.classes: dict[str, type[Any]] = dict(CORE_TABLES)
+
+    def resolve(self) -> Config:
+        self._check_tables()
+        candidates = self._candidates()
+        chosen = {
+            table: Chosen(table, candidate.slot, candidate, self._settings(table, candidate))
+            for table, candidate in candidates.items()
+        }
+        for name in [name for name, given in self._extras().items() if given is False]:
+            self.table.setdefault("plugins", {})[name] = False
+            self.origins[f"plugins.{name}"] = self._place(f"plugins.{name}")
+        return Config(
+            run=self._settings("run"),
+            distributed=self._settings("distributed"),
+            chosen=chosen,
+            table=self.table,
+            origins=self.origins,
+            notices=tuple(self.notices),
+        )
+
+    def _check_tables(self) -> None:
+        known = [*CORE_TABLES, *SLOTS, "plugins"]
+        for name, value in self.merged.items():
+            if name not in known:
+                raise UserError(
+                    f"there is no table [{name}] ({self._place(name)})"
+                    f"{did_you_mean(name, known)}; there are: {', '.join(known)}"
+                )
+            if not isinstance(value, dict):
+                raise UserError(f"{name} = {value!r} ({self._place(name)}): expected a table")
+
+    def _extras(self) -> dict[str, Any]:
+        extras: dict[str, Any] = dict.fromkeys(registry.DEFAULT_PLUGINS, True)
+        extras |= self.merged.get("plugins", {})
+        for name, given in extras.items():
+            if not isinstance(given, (dict, bool)):
+                place = self._place(f"plugins.{name}")
+                raise UserError(
+                    f"[plugins] {name} = {given!r} ({place}): expected a table, or false"
+                )
+        return extras
+
+    def _candidates(self) -> dict[str, Candidate]:
+        """Find and import what each table's `use` names."""
+        tables = [(name, slot, slot.default) for name, slot in SLOTS.items()]
+        tables += [
+            (f"plugins.{name}", PLUGINS, name)
+            for name, given in self._extras().items()
+            if given is not False
+        ]
+        found = {}
+        for table, slot, default in tables:
+            use = self._get(f"{table}.use", default)
+            place = self._place(f"{table}.use")
+            where = f"[{table}] use = {use!r} ({place})"
+            if not isinstance(use, str):
+                raise UserError(f"{where}: expected the name of a plugin, a string")
+            found[table] = registry.find(slot, use, where)
+            self.classes[table] = registry.load(found[table], where)
+            _check_hooks(self.classes[table], found[table], where)
+        return found
+
+    def _settings(self, table: str, candidate: Candidate | None = None) -> Any:
+        given = self._get(table, {})
+        given = dict(given) if isinstance(given, dict) else {}
+        cls = self.classes[table]
+        if candidate is not None:
+            given.pop("use", None)
+            self._drop_foreign(table, candidate, cls, given)
+        made = structure(
+            cls,
+            given,
+            f"[{table}]",
+            lambda key: self._place(f"{table}.{key}"),
+            lambda key: self._elsewhere(table, key),
+        )
+        values = values_of(made.instance)
+        if candidate is not None:
+            values = {"use": candidate.name, **values}
+            given["use"] = True
+        self._record(table, values)
+        for key in values:
+            dotted = f"{table}.{key}"
+            asked = key in given and self._index(dotted) >= 0
+            self.origins[dotted] = (
+                self._place(dotted) if asked else made.sources.get(key, "default")
+            )
+        return made.instance
+
+    def _drop_foreign(
+        self, table: str, candidate: Candidate, cls: type[Any], given: dict[str, Any]
+    ) -> None:
+        """Leave out the settings of an implementation that a later layer replaced."""
+        chosen_at = self._index(f"{table}.use")
+        for key in [key for key in given if key not in setting_fields(cls)]:
+            if self._index(f"{table}.{key}") < chosen_at:
+                del given[key]
+                self.notices.append(
+                    f"[{table}] {key} ({self._place(f'{table}.{key}')}) is left out: "
+                    f"{candidate.name} has no such setting"
+                )
+
+    def _record(self, table: str, values: dict[str, Any]) -> None:
+        *parents, last = table.split(".")
+        target = self.table
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[last] = values
+
+    def _elsewhere(self, table: str, key: str) -> str:
+        owners = [
+            name
+            for name, cls in self.classes.items()
+            if name != table and key in setting_fields(cls)
+        ]
+        return f"; it belongs to [{owners[0]}]" if owners else ""
+
+    def _get(self, dotted: str, default: Any) -> Any:
+        value: Any = self.merged
+        for part in dotted.split("."):
+            if not isinstance(value, dict) or part not in value:
+                return default
+            value = value[part]
+        return value
+
+    def _index(self, dotted: str) -> int:
+        """Which layer has the last word on a key; -1 where none names it."""
+        for index in reversed(range(len(self.layers))):
+            value: Any = self.layers[index].table
+            for part in dotted.split("."):
+                value = value.get(part) if isinstance(value, Mapping) else None
+            if value is not None:
+                return index
+        return -1
+
+    def _place(self, dotted: str) -> str:
+        index = self._index(dotted)
+        return self.layers[index].place(dotted) if index >= 0 else "default"
+
+
+def _check_hooks(cls: type[Any], candidate: Candidate, where: str) -> None:
+    """A plugin must answer its slot's hooks; pluggy would let it do nothing, in silence."""
+    answered = [name for name in dir(cls) if hasattr(getattr(cls, name, None), "trainer_impl")]
+    missing = [hook for hook in candidate.slot.hooks if hook not in answered]
+    if missing:
+        raise UserError(
+            f"{where}: {candidate.target} answers no {' and no '.join(missing)}; "
+            f"a plugin for [{candidate.slot.name}] defines it with @trainer_core.hookimpl"
+        )
+    if not answered:
+        raise UserError(
+            f"{where}: {candidate.target} answers no hook; mark one with @trainer_core.hookimpl"
+        )

@@ -1,0 +1,72 @@
+"""The core's answer to `evaluate`: the loss on data that training never sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from trainer_core.plugin import hookimpl, plugin
+
+if TYPE_CHECKING:
+    from trainer_core.program import Program
+    from trainer_core.run import Run
+    from trainer_core.types import Metrics, TrainState
+
+
+@plugin
+class HeldOutLoss:
+    """`eval_loss` over `[run] eval_batches` held-out batches."""
+
+    program: Program | None = attrs.field(init=False, default=None)
+    losses: Callable[[TrainState, int], Metrics] | None = attrs.field(init=False, default=None)
+
+    @hookimpl
+    def start(self, program: Program) -> None:
+        self.program = program
+        self.losses = build_held_out_loss(program)
+
+    @hookimpl
+    def evaluate(self, run: Run, state: TrainState) -> Metrics | None:
+        assert self.program is not None
+        assert self.losses is not None
+        count = min(run.settings.eval_batches, self.program.data.held_out_batches)
+        return self.losses(state, count) if count else None
+
+
+def build_held_out_loss(program: Program) -> Callable[[TrainState, int], Metrics]:
+    """Return `losses(state, batches)`: `eval_loss`, and `eval_loss/TERM` where there are several.
+
+    Sums and weights are added up over all batches and divided once, so that the figure does not
+    depend on how the examples fall into batches. It is compiled at the first call.
+    """
+    import jax
+
+    from trainer_core.loss import build_loss, term_losses
+
+    evaluate = build_loss(program.model, train=False)
+
+    def sums(params: Any, buffers: Any, key: Any, batch: Any) -> Any:
+        return evaluate(params, buffers, batch, key, None)[1][0]
+
+    placed = program.shardings
+    compiled = jax.jit(
+        sums,
+        in_shardings=(placed.state.params, placed.state.buffers, placed.state.key, placed.batch),
+        out_shardings=placed.replicated,
+    )
+
+    def losses(state: TrainState, batches: int) -> Metrics:
+        # One batch in flight while the next is prepared; float64 on the host for the total.
+        parts = []
+        for index in range(batches):
+            batch = program.place(program.data.held_out(index))
+            parts.append(compiled(state.params, state.buffers, state.key, batch))
+        totals = jax.tree.map(lambda *each: sum(map(float, each)), *jax.device_get(parts))
+        return {
+            f"eval_{name}": float(value)
+            for name, value in jax.device_get(term_losses(totals, program.model)).items()
+        }
+
+    return losses

@@ -1,0 +1,101 @@
+"""`[optimizer]`: adamw, sgd, and any optax transformation by its import path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from attrs.validators import and_, ge, lt
+
+from trainer_core.errors import UserError
+from trainer_core.plugin import hookimpl, plugin, setting
+
+if TYPE_CHECKING:
+    import optax
+
+    from trainer_core.types import Model
+
+Schedule = Callable[[Any], Any]
+_FRACTION = and_(ge(0), lt(1))
+# Matrices decay; what scales, shifts or places (norms, biases, positions) does not.
+_DECAYED = ("matrix", "embedding", "unembedding", "router", "conv")
+
+
+@plugin
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
+
+    beta1: float = setting(0.9, "decay of the mean of the gradient", check=_FRACTION)
+    beta2: float = setting(0.95, "decay of the mean of its square", check=_FRACTION)
+    epsilon: float = setting(1e-8, "added to the root of the mean square", check=ge(0))
+    weight_decay: float = setting(
+        0.1, "of matrices and embeddings, times the learning rate", check=ge(0)
+    )
+
+    @hookimpl
+    def build_optimizer(
+        self, model: Model, learning_rate: Schedule
+    ) -> optax.GradientTransformation:
+        import jax
+        import optax
+
+        return optax.adamw(
+            learning_rate,
+            b1=self.beta1,
+            b2=self.beta2,
+            eps=self.epsilon,
+            weight_decay=self.weight_decay,
+            mask=jax.tree.map(lambda info: info.kind in _DECAYED, model.params),
+        )
+
+
+@plugin
+class SGD:
+    """Stochastic gradient descent with momentum."""
+
+    momentum: float = setting(0.9, "decay of the velocity; 0: none", check=_FRACTION)
+    nesterov: bool = setting(False, "look one step ahead")
+
+    @hookimpl
+    def build_optimizer(self, learning_rate: Schedule) -> optax.GradientTransformation:
+        import optax
+
+        return optax.sgd(learning_rate, momentum=self.momentum or None, nesterov=self.nesterov)
+
+
+@plugin
+class Optax:
+    """Any function of optax, or of your own, that returns a GradientTransformation."""
+
+    transform: str = setting(help='an import path, such as "optax.contrib:ademamix"')
+    arguments: dict[str, Any] = setting(
+        attrs.Factory(dict), "its keyword arguments, besides the learning rate"
+    )
+
+    @hookimpl
+    def build_optimizer(self, learning_rate: Schedule) -> optax.GradientTransformation:
+        import inspect
+
+        import optax
+
+        from trainer_core.imports import load_object
+
+        make = load_object(self.transform, "[optimizer] transform")
+        try:
+            takes_rate = "learning_rate" in inspect.signature(make).parameters
+            rate = {"learning_rate": learning_rate} if takes_rate else {}
+            made = make(**rate, **self.arguments)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f'[optimizer] transform = "{self.transform}" with arguments {self.arguments}: '
+                f"{error}"
+            ) from error
+        if not isinstance(made, optax.GradientTransformation):
+            raise UserError(
+                f'[optimizer] transform = "{self.transform}" returned a {type(made).__name__}; '
+                f"expected an optax.GradientTransformation"
+            )
+        if takes_rate:
+            return made
+        return optax.chain(made, optax.scale_by_learning_rate(learning_rate))

@@ -1,0 +1,169 @@
+"""`[step]`: clip the gradient, update the parameters, and skip a step that is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from attrs.validators import ge, gt
+
+from trainer_core.errors import RunError
+from trainer_core.plugin import hookimpl, plugin, setting
+
+if TYPE_CHECKING:
+    import jax
+    import optax
+
+    from trainer_core.run import Run
+    from trainer_core.types import Batch, GradFn, Gradient, Metrics, Params, Step, TrainState
+
+
+@plugin
+class GradientStep:
+    """A step whose loss or gradient is not finite changes nothing but the counters: parameters,
+    buffers, optimizer state and schedule stay as they were.
+
+    After `max_skipped` in a row nothing is applied any more, so that the state stands as it was
+    whenever the host, which reads metrics late, gets to know of it and stops the run.
+    """
+
+    clip_norm: float | None = setting(
+        1.0, "scale the gradient down to this global norm; 0: never", check=ge(0)
+    )
+    skip_nonfinite: bool = setting(
+        True, "skip a step that is not finite; false: stop the run at the first"
+    )
+    max_skipped: int = setting(
+        10, "stop the run after this many skipped in a row", unit="steps", check=gt(0)
+    )
+    names: list[str] = attrs.field(init=False, factory=list)
+
+    @property
+    def patience(self) -> int:
+        return self.max_skipped if self.skip_nonfinite else 1
+
+    @hookimpl
+    def step(
+        self,
+        run: Run,
+        grad_fn: GradFn,
+        optimizer: optax.GradientTransformation,
+        learning_rate: Callable[[Any], Any],
+    ) -> Step:
+        import jax
+        import jax.numpy as jnp
+        import optax
+
+        from trainer_core.types import Step
+
+        update = optax.with_extra_args_support(optimizer).update
+
+        def apply(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+            key = jax.random.fold_in(state.key, state.step)
+            gradient = grad_fn(state.params, state.buffers, batch, key)
+            finite, first, norm = self._examine(gradient)
+            counters = state.extra["gradient"]
+            applied = finite & (counters["skipped_in_a_row"] < self.patience)
+            grads = _clipped(gradient.grads, norm, self.clip_norm)
+            updates, opt_state = update(
+                grads, state.opt_state, state.params, value=gradient.loss, grad=grads
+            )
+            new = (optax.apply_updates(state.params, updates), gradient.buffers, opt_state)
+            old = (state.params, state.buffers, state.opt_state)
+            params, buffers, opt_state = jax.tree.map(
+                lambda a, b: jnp.where(applied, a, b), new, old
+            )
+            skipped = counters["skipped"] + ~applied
+            in_a_row = jnp.where(applied, 0, counters["skipped_in_a_row"] + 1)
+            kept = {"skipped": skipped, "skipped_in_a_row": in_a_row, "first_nonfinite": first}
+            after = attrs.evolve(
+                state,
+                step=state.step + 1,
+                params=params,
+                buffers=buffers,
+                opt_state=opt_state,
+                extra=state.extra | {"gradient": kept},
+            )
+            return after, {
+                **_losses(gradient),
+                "grad_norm": norm,
+                "learning_rate": jnp.asarray(
+                    learning_rate(state.step - counters["skipped"]), jnp.float32
+                ),
+                "skipped_steps": skipped,
+                "_skipped_in_a_row": in_a_row,
+                "_first_nonfinite": first,
+            }
+
+        def init(params: Params) -> dict[str, Any]:
+            names = ("skipped", "skipped_in_a_row", "first_nonfinite")
+            return {"gradient": {name: jnp.zeros((), jnp.int32) for name in names}}
+
+        return Step(apply, init)
+
+    @hookimpl(tryfirst=True)
+    def report(self, step: int, metrics: Metrics) -> None:
+        if "_skipped_in_a_row" in metrics:
+            self._check(step, metrics["_skipped_in_a_row"], metrics["_first_nonfinite"])
+
+    @hookimpl(tryfirst=True)
+    def save(self, step: int, state: TrainState) -> None:
+        """Steps between two reports count too: what cannot go on is not saved."""
+        import jax
+
+        kept = jax.device_get(state.extra["gradient"])
+        self._check(step, kept["skipped_in_a_row"], kept["first_nonfinite"])
+
+    def _check(self, step: int, in_a_row: int, first: int) -> None:
+        if in_a_row < self.patience:
+            return
+        name = self.names[first] if 0 <= first < len(self.names) else "the gradient's norm"
+        raise RunError(
+            f"stopped at step {step}: {self.patience} step{'s' * (self.patience > 1)} in a row "
+            f"had no finite loss and gradient; the first that is not finite: {name}. None of these "
+            f"steps was applied. Lower schedule.learning_rate, set step.clip_norm, or look at the "
+            f"data of these steps"
+        )
+
+    def _examine(self, gradient: Gradient) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return whether all is finite, the index in `names` of the first that is not (or -1),
+        and the gradient's global norm.
+
+        A square sum is finite if and only if every element is (or it overflows, which no step
+        should be made of either), so the norm's own sums answer both questions.
+        """
+        import jax
+        import jax.numpy as jnp
+
+        leaves = jax.tree_util.tree_leaves_with_path(gradient.grads)
+        self.names = [f"the loss term {name}" for name in gradient.terms]
+        self.names += [f"the gradient of {_path_text(path)}" for path, _ in leaves]
+        squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for _, leaf in leaves]
+        sums = [term.sum for term in gradient.terms.values()]
+        bad = ~jnp.isfinite(jnp.stack([*sums, *squares]))
+        norm = jnp.sqrt(sum(squares, start=jnp.zeros((), jnp.float32)))
+        first = jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32)
+        return jnp.isfinite(norm) & jnp.isfinite(gradient.loss) & ~jnp.any(bad), first, norm
+
+
+def _path_text(path: Any) -> str:
+    return "/".join(str(entry.key) for entry in path)
+
+
+def _clipped(grads: Params, norm: jax.Array, limit: float | None) -> Params:
+    import jax
+    import jax.numpy as jnp
+
+    if not limit:
+        return grads
+    scale = jnp.minimum(1.0, limit / jnp.maximum(norm, 1e-16))
+    clipped: Params = jax.tree.map(lambda leaf: (leaf * scale).astype(leaf.dtype), grads)
+    return clipped
+
+
+def _losses(gradient: Gradient) -> Metrics:
+    from trainer_core.loss import divided
+
+    by_term = {f"loss/{name}": divided(term) for name, term in gradient.terms.items()}
+    return {"loss": gradient.loss, **(by_term if len(by_term) > 1 else {})}

@@ -1,0 +1,139 @@
+"""The run directory: whose it is, and the record of what runs in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import tomllib
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tomli_w
+
+from trainer_core.config import Config
+from trainer_core.errors import UserError
+from trainer_core.recipe import flatten
+from trainer_core.settings import setting_fields, shown
+
+if TYPE_CHECKING:
+    from trainer_core.run import Run
+
+STACK = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pluggy")
+# Hooks by which a plugin can only watch: adding or removing it changes nothing that is trained.
+_WATCHING = {"start", "report", "evaluate", "save", "phase", "close"}
+
+
+def check_directory(config: Config, accept_changes: bool) -> None:
+    """Refuse a directory that cannot be written, or that belongs to another config.
+
+    Raises:
+        UserError: with the keys that differ; nothing was touched.
+    """
+    directory = config.directory
+    nearest = next(each for each in (directory, *directory.absolute().parents) if each.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        kind = "no folder" if not nearest.is_dir() else "not writable"
+        place = config.origins.get("run.directory", config.origins["run.name"])
+        raise UserError(
+            f"the run directory {str(directory)!r} ({place}) cannot be written: {nearest} is {kind}; choose another: run.directory=PATH"
+        )
+    changes = _changes(config)
+    if changes and not accept_changes:
+        listed = "".join(f"\n  {line}" for line in changes)
+        raise UserError(
+            f"{directory} belongs to a run with another config:{listed}\n"
+            f"start a new run with run.name=NAME, or go on with the new values by --accept-changes"
+        )
+
+
+def write_directory(config: Config, run: Run) -> None:
+    """Write config.toml and versions.json."""
+    if not run.is_main:
+        return
+    run.directory.mkdir(parents=True, exist_ok=True)
+    _replace(run.directory / "config.toml", tomli_w.dumps(dict(config.table)))
+    _replace(run.directory / "versions.json", json.dumps(versions(config), indent=2) + "\n")
+
+
+def versions(config: Config) -> dict[str, Any]:
+    """Return what a run is made of: plugins, JAX stack, Python, git commit."""
+    return {
+        "plugins": {table: chosen.candidate.origin for table, chosen in config.chosen.items()},
+        "stack": {name: found for name in STACK if (found := _version(name))},
+        "trainer-core": _version("trainer-core"),
+        "python": platform.python_version(),
+        "commit": _commit(),
+    }
+
+
+def _changes(config: Config) -> list[str]:
+    path = config.directory / "config.toml"
+    if not path.exists():
+        return []
+    try:
+        old = dict(flatten(tomllib.loads(path.read_text())))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise UserError(
+            f"{path} cannot be read: {error}; restore it, or use another run.name"
+        ) from error
+    new = dict(flatten(config.table))
+    return [
+        f"{key}: {_shown(old, key)} -> {_shown(new, key)}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key) and not _may_change(config, key)
+    ]
+
+
+def _may_change(config: Config, key: str) -> bool:
+    table, _, rest = key.partition(".")
+    if table == "plugins":
+        name, _, rest = rest.partition(".")
+        chosen = config.chosen.get(f"plugins.{name}")
+        if chosen is None or _only_watches(chosen.plugin):
+            return True
+        cls = type(chosen.plugin)
+    elif table in config.chosen:
+        cls = type(config.chosen[table].plugin)
+    else:
+        cls = {"run": type(config.run), "distributed": type(config.distributed)}.get(table, object)
+    field = setting_fields(cls).get(rest.partition(".")[0]) if cls is not object else None
+    return field is not None and bool(field.metadata.get("may_change"))
+
+
+def _only_watches(plugin: Any) -> bool:
+    hooks = {
+        name for name in dir(type(plugin)) if hasattr(getattr(type(plugin), name), "trainer_impl")
+    }
+    return hooks <= _WATCHING
+
+
+def _shown(table: Mapping[str, Any], key: str) -> str:
+    return shown(table[key]) if key in table else "(not set)"
+
+
+def _replace(path: Path, text: str) -> None:
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_text(text)
+    os.replace(beside, path)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the code in the working directory; None where that is no git checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

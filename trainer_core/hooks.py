@@ -1,0 +1,162 @@
+"""Hooks act: a plugin manager made for one run, typed calls, and the plugin's name in errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import attrs
+import pluggy
+
+from trainer_core import hookspecs
+from trainer_core.config import Config
+from trainer_core.errors import UserError
+from trainer_core.plugin import hookimpl
+
+if TYPE_CHECKING:
+    import optax
+
+    from trainer_core.program import Program
+    from trainer_core.run import Run
+    from trainer_core.types import (
+        Data,
+        GradFn,
+        LossFn,
+        Metrics,
+        Model,
+        Shardings,
+        Step,
+        TrainState,
+    )
+
+
+class Hooks(Protocol):
+    """The calls of `hookspecs.TrainerSpec` as the core makes them: checked, by keyword."""
+
+    def build_state(self, *, run: Run) -> Model: ...
+    def build_schedule(self, *, run: Run) -> Callable[[Any], Any]: ...
+    def build_optimizer(
+        self, *, run: Run, model: Model, learning_rate: Callable[[Any], Any]
+    ) -> optax.GradientTransformation: ...
+    def build_data(self, *, run: Run) -> Data: ...
+    def accumulate(self, *, run: Run, model: Model, loss: LossFn) -> GradFn: ...
+    def step(
+        self,
+        *,
+        run: Run,
+        grad_fn: GradFn,
+        optimizer: optax.GradientTransformation,
+        learning_rate: Callable[[Any], Any],
+    ) -> Step: ...
+    def shard(self, *, run: Run, model: Model, abstract_state: TrainState) -> Shardings: ...
+    def restore(self, *, run: Run, like: TrainState, data: Data) -> TrainState | None: ...
+    def start(self, *, run: Run, program: Program, step: int) -> list[None]: ...
+    def report(self, *, run: Run, step: int, metrics: Metrics) -> list[None]: ...
+    def evaluate(self, *, run: Run, step: int, state: TrainState) -> list[Metrics]: ...
+    def save(self, *, run: Run, step: int, state: TrainState, data: Data) -> list[None]: ...
+    def phase(self, *, run: Run, name: str) -> list[None]: ...
+    def close(self, *, run: Run, error: BaseException | None) -> list[None]: ...
+
+
+def register(config: Config, core: Mapping[str, object]) -> Hooks:
+    """Return the hooks of a run: the core's own plugins, and those that its config chose.
+
+    Args:
+        config: the resolved config.
+        core: the core's observers, by name; they answer last.
+
+    Raises:
+        UserError: a plugin that pluggy refuses (a misspelled hook or argument), or two that
+            answer a hook which only one may answer.
+    """
+    manager = pluggy.PluginManager("trainer")
+    manager.add_hookspecs(hookspecs.TrainerSpec)
+    seam = _StepSeam()
+    manager.register(seam, "core.step-seam")
+    for name, observer in core.items():
+        manager.register(observer, f"core.{name}")
+    for table, chosen in config.chosen.items():
+        label = f"[{table}] {chosen.candidate.name} ({chosen.candidate.origin})"
+        try:
+            manager.register(chosen.plugin, label)
+            manager.check_pending()
+        except (ValueError, pluggy.PluginValidationError) as error:
+            reason = str(error).replace("\n", " ")
+            raise UserError(f"{label} is no plugin of this trainer: {reason}") from error
+    _check_one_answer(manager)
+    manager.add_hookcall_monitoring(lambda *_: None, _blame)
+    return cast(Hooks, _Calls(manager, seam))
+
+
+class _Calls:
+    """The manager's hooks, but for two: `step` always gives a Step, and `close` reaches every
+    plugin, whatever another raises.
+    """
+
+    def __init__(self, manager: pluggy.PluginManager, seam: _StepSeam) -> None:
+        self._manager = manager
+        self._seam = seam
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._manager.hook, name)
+
+    def step(self, **arguments: Any) -> Any:
+        from trainer_core.types import Step
+
+        result = self._manager.hook.step(**arguments)
+        if isinstance(result, Step):
+            return result
+        # A wrapper that returned a plain function keeps the state of the step that it wraps.
+        return attrs.evolve(self._seam.inner, apply=result)
+
+    def close(self, *, run: Run, error: BaseException | None) -> list[None]:
+        failures = []
+        for plugin in self._manager.get_plugins():
+            others = [each for each in self._manager.get_plugins() if each is not plugin]
+            try:
+                self._manager.subset_hook_caller("close", others)(run=run, error=error)
+            except Exception as failure:
+                failures.append(failure)
+        if failures and error is None:
+            raise failures[0]
+        return []
+
+
+class _StepSeam:
+    """The innermost wrapper of `step`: what the slot answers becomes a Step for every other."""
+
+    inner: Any = None
+
+    @hookimpl(wrapper=True, trylast=True)
+    def step(self) -> Any:
+        from trainer_core.types import Step
+
+        answer = yield
+        self.inner = answer if isinstance(answer, Step) else Step(answer)
+        return self.inner
+
+
+def _check_one_answer(manager: pluggy.PluginManager) -> None:
+    for name, caller in vars(manager.hook).items():
+        spec = getattr(caller, "spec", None)
+        if spec is None or not spec.opts.get("firstresult"):
+            continue
+        answers = [impl.plugin_name for impl in caller.get_hookimpls() if not impl.wrapper]
+        if len(answers) > 1:
+            raise UserError(
+                f"the hook {name} has one answer in a run, and {' and '.join(answers)} both give "
+                f"one; to change another's answer, wrap it: @hookimpl(wrapper=True)"
+            )
+
+
+def _blame(outcome: Any, hook_name: str, hook_impls: Any, kwargs: Any) -> None:
+    """Note on an exception which plugin's hook raised it."""
+    if outcome.exception is None:
+        return
+    owners = {getattr(impl.function, "__code__", None): impl.plugin_name for impl in hook_impls}
+    trace = outcome.exception.__traceback__
+    while trace is not None:
+        if owner := owners.get(trace.tb_frame.f_code):
+            outcome.exception.add_note(f"raised in the hook {hook_name} of {owner}")
+            return
+        trace = trace.tb_next

@@ -1,0 +1,195 @@
+"""How a run trains. The order of things is here; all else is behind a hook."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from trainer_core.config import Config, load_config
+from trainer_core.directory import check_directory, write_directory
+from trainer_core.errors import UserError
+from trainer_core.hooks import Hooks
+from trainer_core.run import Run, StopRequest
+from trainer_core.signals import Interrupted, SignalHandlers, interruptible
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Result:
+    """How a run ended.
+
+    Attributes:
+        step: steps made, by this process and those before it.
+        metrics: the last that were reported; empty where no step was made.
+        state: the final TrainState; None where the run stopped before it had one.
+        program: what the run was made of; None likewise.
+        directory: where it is written.
+        stopped: why it stopped before `run.steps`; empty where it finished.
+        resumed_from: the step it went on from; 0 for a new run.
+    """
+
+    step: int
+    metrics: Mapping[str, Any]
+    state: Any
+    program: Any
+    directory: Path
+    stopped: str = ""
+    resumed_from: int = 0
+
+
+def fit(
+    config: Path | str | Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    accept_changes: bool = False,
+) -> Result:
+    """Train, or go on where the run directory has a checkpoint.
+
+    Args:
+        config: a recipe's path, a dict of tables, or None for the tiny preset.
+        overrides: `KEY=VALUE`, as on the command line.
+        accept_changes: go on though the run directory belongs to another config.
+
+    Raises:
+        UserError: a mistake in the config; nothing was written.
+        RunError: the run failed; what was saved is kept.
+    """
+    return train(load_config(config, overrides), accept_changes)
+
+
+def train(config: Config, accept_changes: bool = False) -> Result:
+    """Run a checked config; see `fit`."""
+    check_directory(config, accept_changes)
+    stopping = StopRequest()
+    with SignalHandlers(stopping) as signals:
+        try:
+            from trainer_core.assemble import open_run
+
+            run, hooks = interruptible(lambda: open_run(config, stopping))
+        except Interrupted:
+            return _nothing_done(config.directory, stopping)
+        error: BaseException | None = None
+        try:
+            return _train(config, run, hooks, signals)
+        except Interrupted:
+            return _nothing_done(config.directory, stopping)
+        except BaseException as failure:
+            error = failure
+            raise
+        finally:
+            hooks.phase(run=run, name="closing")
+            hooks.close(run=run, error=error)
+
+
+def _train(config: Config, run: Run, hooks: Hooks, signals: SignalHandlers) -> Result:
+    from trainer_core.program import build_program
+
+    hooks.phase(run=run, name="building")
+    program = interruptible(lambda: build_program(run, hooks))
+
+    # Restored before anything is initialised or compiled: initialised and restored parameters
+    # never exist at once, and a finished run answers without compiling.
+    hooks.phase(run=run, name="restoring")
+    like = program.abstract_state
+    state = interruptible(lambda: hooks.restore(run=run, like=like, data=program.data))
+    first = 0 if state is None else int(state.step)
+    if first > run.settings.steps:
+        raise UserError(
+            f"{run.directory} has made {first} steps already, more than run.steps = "
+            f"{run.settings.steps}; raise run.steps, or start another run with run.name=NAME"
+        )
+    if first == run.settings.steps:
+        return _result(program, state, first, {}, first)
+
+    hooks.phase(run=run, name="compiling")
+    step_fn = interruptible(program.compile_step)
+    if state is None:
+        hooks.phase(run=run, name="initialising")
+        state = interruptible(program.initial_state)
+    write_directory(config, run)
+    hooks.start(run=run, program=program, step=first)
+    hooks.phase(run=run, name="training")
+    signals.training = True
+    return _steps(run, hooks, program, step_fn, state, first)
+
+
+def _steps(run: Run, hooks: Hooks, program: Any, step_fn: Any, state: Any, first: int) -> Result:
+    import jax
+
+    from trainer_core.meter import Meter
+
+    meter = Meter(program, first)
+    settings = run.settings
+    waiting: tuple[int, Any] | None = None
+    step = first
+    while step < settings.steps:
+        # An accidental transfer between host and device is an error: it would stall the step.
+        with jax.transfer_guard("disallow"):
+            # Data advances only here, after the save of the step before.
+            batch = program.place(program.data.batch(step))
+            state, numbers = step_fn(state, batch)
+        step += 1
+
+        # One step late: the device computes this step while the host reads the one before.
+        if waiting is not None:
+            hooks.report(run=run, step=waiting[0], metrics=meter.read(*waiting))
+        waiting = (step, numbers) if _due(step, settings.log_every) else None
+
+        stopped = run.agree(run.stopping.reason)
+        finished = step == settings.steps
+        evaluating = finished or _due(step, settings.eval_every)
+        saving = finished or bool(stopped) or _due(step, run.save_every)
+
+        # The order matters: a step is reported once, with its evaluation, and saved only then,
+        # so that a state which a plugin refuses is never saved.
+        if evaluating:
+            metrics = meter.read(step, numbers)
+            with meter.paused():
+                hooks.phase(run=run, name="evaluating")
+                for answer in hooks.evaluate(run=run, step=step, state=state):
+                    metrics |= answer
+                hooks.phase(run=run, name="training")
+            hooks.report(run=run, step=step, metrics=metrics)
+            waiting = None
+        elif saving and waiting is not None:
+            hooks.report(run=run, step=step, metrics=meter.read(*waiting))
+            waiting = None
+        if saving:
+            with meter.paused():
+                hooks.phase(run=run, name="saving")
+                hooks.save(run=run, step=step, state=state, data=program.data)
+                hooks.phase(run=run, name="training")
+        if stopped:
+            break
+    reason = "" if step == settings.steps else run.stopping.reason
+    return _result(program, state, step, meter.last, first, reason)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _result(
+    program: Any, state: Any, step: int, metrics: Mapping[str, Any], first: int, stopped: str = ""
+) -> Result:
+    return Result(
+        step=step,
+        metrics=metrics,
+        state=state,
+        program=program,
+        directory=program.run.directory,
+        stopped=stopped,
+        resumed_from=first,
+    )
+
+
+def _nothing_done(directory: Path, stopping: StopRequest) -> Result:
+    return Result(
+        step=0,
+        metrics={},
+        state=None,
+        program=None,
+        directory=directory,
+        stopped=stopping.reason,
+    )

@@ -1,0 +1,48 @@
+"""Read a step's numbers from the device, and add what the host's clock knows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+if TYPE_CHECKING:
+    from trainer_core.program import Program
+    from trainer_core.types import Metrics
+
+
+class Meter:
+    """Adds `tokens` (cumulative, all processes), `tokens_per_second` and `seconds` to metrics.
+
+    Pauses (evaluation, saving) count in `seconds`, and not in `tokens_per_second`.
+    """
+
+    def __init__(self, program: Program, first: int) -> None:
+        self.tokens = program.tokens_per_step
+        self.began = time.monotonic()
+        self.last: Metrics = {}
+        self._mark = (first, self.began)
+        self._paused = 0.0
+
+    def read(self, step: int, numbers: Any) -> Metrics:
+        """Wait for a step's metrics, and return them as Python numbers."""
+        metrics: Metrics = {name: value.item() for name, value in jax.device_get(numbers).items()}
+        now = time.monotonic()
+        mark, then = self._mark
+        elapsed = max(now - then - self._paused, 1e-9)
+        self._mark, self._paused = (step, now), 0.0
+        if self.tokens is not None:
+            metrics["tokens"] = step * self.tokens
+            metrics["tokens_per_second"] = (step - mark) * self.tokens / elapsed
+        metrics["seconds"] = now - self.began
+        self.last = metrics
+        return metrics
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        begun = time.monotonic()
+        yield
+        self._paused += time.monotonic() - begun

@@ -1,0 +1,208 @@
+"""Everything that a run is made of, built once, on shapes alone, from what its plugins answer."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trainer_core.errors import UserError
+from trainer_core.hooks import Hooks
+from trainer_core.loss import build_loss
+from trainer_core.randomness import fold
+from trainer_core.run import Run
+from trainer_core.types import Batch, Data, Metrics, Model, ParamInfo, Shardings, Step, TrainState
+
+if TYPE_CHECKING:
+    import optax
+
+StepFn = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Program:
+    """What a run is made of; nothing in it holds a parameter.
+
+    Attributes:
+        step: the pure step function, `compile_step` compiles it.
+        abstract_state: a `jax.ShapeDtypeStruct` with its sharding for every leaf.
+        abstract_batch: the same for a global batch.
+    """
+
+    run: Run
+    model: Model
+    data: Data
+    schedule: Callable[[Any], Any]
+    optimizer: optax.GradientTransformation
+    step: Step
+    shardings: Shardings
+    abstract_state: TrainState
+    abstract_batch: dict[str, jax.ShapeDtypeStruct]
+
+    @property
+    def param_count(self) -> int:
+        return sum(
+            int(np.prod(info.shape))
+            for info in jax.tree.leaves(self.model.params)
+            if info.tied_to is None
+        )
+
+    @property
+    def tokens_per_step(self) -> int | None:
+        """Tokens in a global batch; None where the batches hold none."""
+        tokens = self.abstract_batch.get("tokens")
+        return None if tokens is None else int(np.prod(tokens.shape))
+
+    def place(self, batch: Batch) -> Batch:
+        """Put this process's rows of a batch where the step wants them."""
+        sharding = self.shardings.batch
+        if self.run.processes == 1:
+            placed: Batch = jax.device_put(batch, sharding)
+            return placed
+        return {
+            name: jax.make_array_from_process_local_data(sharding, rows)
+            for name, rows in batch.items()
+        }
+
+    def initial_state(self) -> TrainState:
+        """Initialise under jit, straight into the shards: never whole on one device."""
+        seed = self.run.settings.seed
+        initialise = functools.partial(_initial_state, self.model, self.optimizer, self.step)
+        state: TrainState = jax.jit(initialise, out_shardings=self.shardings.state)(
+            jax.random.key(seed)
+        )
+        return state
+
+    def compile_step(self) -> StepFn:
+        """Compile the step ahead of time, the state donated, every sharding given."""
+        shardings = self.shardings
+        compiled: StepFn = (
+            jax.jit(
+                self.step.apply,
+                donate_argnums=0,
+                in_shardings=(shardings.state, shardings.batch),
+                out_shardings=(shardings.state, shardings.replicated),
+            )
+            .lower(self.abstract_state, self.abstract_batch)
+            .compile()
+        )
+        return compiled
+
+
+def build_program(run: Run, hooks: Hooks, first_step: int = 0) -> Program:
+    """Ask every plugin for its part.
+
+    Args:
+        run: the run.
+        hooks: its plugins.
+        first_step: any step of the data will do, to know the shapes of a batch.
+
+    Raises:
+        UserError: parts that do not fit each other.
+    """
+    model = hooks.build_state(run=run)
+    schedule = hooks.build_schedule(run=run)
+    optimizer = hooks.build_optimizer(run=run, model=model, learning_rate=schedule)
+    data = hooks.build_data(run=run)
+    loss = build_loss(model)
+    grad_fn = hooks.accumulate(run=run, model=model, loss=loss)
+    step = hooks.step(run=run, grad_fn=grad_fn, optimizer=optimizer, learning_rate=schedule)
+
+    _check_vocabulary(model, data)
+    shapes = _batch_shapes(run, data.batch(first_step))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(functools.partial(_initial_state, model, optimizer, step), key)
+    _check_infos(model.params, state.params, "parameter")
+    _check_infos(model.buffers, state.buffers, "buffer")
+    jax.eval_shape(loss, state.params, state.buffers, shapes, key, None)
+
+    shardings = hooks.shard(run=run, model=model, abstract_state=state)
+    return Program(
+        run=run,
+        model=model,
+        data=data,
+        schedule=schedule,
+        optimizer=optimizer,
+        step=step,
+        shardings=shardings,
+        abstract_state=jax.tree.map(_with_sharding, state, shardings.state),
+        abstract_batch={
+            name: _with_sharding(leaf, shardings.batch) for name, leaf in shapes.items()
+        },
+    )
+
+
+def _initial_state(
+    model: Model, optimizer: optax.GradientTransformation, step: Step, key: jax.Array
+) -> TrainState:
+    params, buffers = model.init(fold(key, "init"))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        buffers=buffers,
+        opt_state=optimizer.init(params),
+        key=fold(key, "train"),
+        extra=step.init(params),
+    )
+
+
+def _with_sharding(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _batch_shapes(run: Run, rows: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
+    parts = run.axes.batch_parts()
+    if run.batch_size % parts:
+        raise UserError(
+            f"[data] batch_size = {run.batch_size} must be divisible by the {parts} devices that "
+            f"[shard] mesh spreads a batch over; the next that fits is "
+            f"{-(-run.batch_size // parts) * parts}"
+        )
+    shapes = {}
+    for name, array in rows.items():
+        if array.shape[:1] != (run.batch_size // run.processes,):
+            raise UserError(
+                f"[data]: batch()[{name!r}] has shape {array.shape}; expected "
+                f"{run.batch_size // run.processes} rows first: [data] batch_size = "
+                f"{run.batch_size} over {run.processes} processes"
+            )
+        shapes[name] = jax.ShapeDtypeStruct((run.batch_size, *array.shape[1:]), array.dtype)
+    return shapes
+
+
+def _check_vocabulary(model: Model, data: Data) -> None:
+    if model.vocabulary and data.vocabulary and data.vocabulary > model.vocabulary:
+        raise UserError(
+            f"[data] has tokens up to {data.vocabulary - 1}, and the model knows only "
+            f"{model.vocabulary}; set model.vocab={data.vocabulary}"
+        )
+
+
+def _check_infos(infos: Any, arrays: Any, what: str) -> None:
+    """Every array has its ParamInfo, of the same shape and dtype, and the reverse."""
+    known = dict(_by_path(infos))
+    problems = []
+    for path, array in _by_path(arrays):
+        info = known.pop(path, None)
+        if not isinstance(info, ParamInfo):
+            problems.append(f"{path} has no ParamInfo")
+        elif (info.shape, info.dtype) != (array.shape, array.dtype):
+            problems.append(
+                f"{path} is {array.dtype}{list(array.shape)}, its ParamInfo says "
+                f"{info.dtype}{list(info.shape)}"
+            )
+    problems += [f"{path} has a ParamInfo and no array" for path in known]
+    if problems:
+        raise UserError(f"the model describes its {what}s wrongly: {'; '.join(problems)}")
+
+
+def _by_path(tree: Any) -> list[tuple[str, Any]]:
+    return [
+        ("/".join(str(entry.key) for entry in path), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]

@@ -1,0 +1,233 @@
+"""From a config table to a settings object: strict types, known keys, errors with their place."""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+import attrs
+import cattrs
+
+from trainer_core.errors import SettingError, UserError
+from trainer_core.suggest import did_you_mean
+
+Settings = TypeVar("Settings")
+
+
+@attrs.frozen
+class Structured:
+    """A settings object, with where each default came from that is not simply the class's."""
+
+    instance: Any
+    sources: Mapping[str, str]
+
+
+def structure(
+    cls: type[Any],
+    table: Mapping[str, Any],
+    title: str,
+    place: Callable[[str], str],
+    elsewhere: Callable[[str], str] = lambda key: "",
+) -> Structured:
+    """Make a settings object from a table.
+
+    Args:
+        cls: an attrs class; its fields with `init=True` are the settings.
+        table: the keys that were given.
+        title: of the table, such as `[optimizer]`.
+        place: where a key was given: `recipe.toml:12`.
+        elsewhere: a hint for a key that belongs to another table.
+
+    Raises:
+        UserError: an unknown or missing key, a wrong type, a value out of range.
+    """
+    fields = setting_fields(cls)
+    for key in table:
+        if key not in fields:
+            hint = elsewhere(key) or did_you_mean(key, fields)
+            known = ", ".join(fields) or "none"
+            raise UserError(f"{title} has no setting {key!r} ({place(key)}){hint}; it has: {known}")
+    derived, source = _derived(cls, table, title, place)
+    values = {
+        key: _convert(fields[key], value, title, place)
+        for key, value in (derived | dict(table)).items()
+        if value is not None
+    }
+    for key, field in fields.items():
+        default = _default(field)
+        if key in values and isinstance(default, dict) and isinstance(values[key], dict):
+            values[key] = default | values[key]
+        if default is attrs.NOTHING and key not in values:
+            raise UserError(
+                f"{title} needs {key}: {field.metadata.get('help', 'it must be given')}"
+            )
+    try:
+        instance = cls(**{fields[key].alias or key: value for key, value in values.items()})
+    except SettingError as error:
+        raise _refused(error.key, table, str(error), title, place) from error
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{title} {_message(error)}") from error
+    return Structured(instance, {key: source for key in derived if key not in table})
+
+
+def setting_fields(cls: type[Any]) -> dict[str, attrs.Attribute[Any]]:
+    """Return the settings of a plugin's class, by key."""
+    attrs.resolve_types(cls)
+    return {field.name: field for field in attrs.fields(cls) if field.init}
+
+
+def values_of(instance: Any) -> dict[str, Any]:
+    """Return a settings object as TOML values; what is None is left out."""
+    values = {name: getattr(instance, name) for name in setting_fields(type(instance))}
+    plain = {name: _converter.unstructure(value) for name, value in values.items()}
+    return {name: value for name, value in plain.items() if value is not None}
+
+
+def shown(value: Any) -> str:
+    """Return a value as a config would write it."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {shown(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, (str, bool)):
+        return json.dumps(value, ensure_ascii=False)
+    return str(value)
+
+
+def _derived(
+    cls: type[Any], table: Mapping[str, Any], title: str, place: Callable[[str], str]
+) -> tuple[dict[str, Any], str]:
+    """Defaults that depend on what was given, such as a preset's numbers."""
+    if not hasattr(cls, "preset_defaults"):
+        return {}, ""
+    fields = setting_fields(cls)
+    given = {key: _convert(fields[key], value, title, place) for key, value in table.items()}
+    try:
+        defaults, source = cls.preset_defaults(given)
+    except SettingError as error:
+        raise _refused(error.key, table, str(error), title, place) from error
+    return {key: value for key, value in defaults.items() if key not in table}, source
+
+
+def _convert(
+    field: attrs.Attribute[Any], value: Any, title: str, place: Callable[[str], str]
+) -> Any:
+    wanted = field.type if field.type is not None else Any
+    try:
+        converted = _converter.structure(value, wanted)
+    except Exception as error:
+        note = "" if _expected(wanted) else f": {'; '.join(cattrs.transform_error(error))}"
+        expected = _expected(wanted) or "another value"
+        quote = _quoting_hint(value, wanted)
+        raise UserError(
+            f"{title} {field.name} = {shown(value)} ({place(field.name)}): "
+            f"expected {expected}{quote}{note}"
+        ) from None
+    if field.validator is not None:
+        try:
+            field.validator(None, field, converted)
+        except (ValueError, TypeError) as error:
+            choices = field.metadata.get("choices", ())
+            message = f"expected {' or '.join(map(shown, choices))}" if choices else _message(error)
+            hint = did_you_mean(str(value), choices)
+            raise UserError(
+                f"{title} {field.name} = {shown(value)} ({place(field.name)}): {message}{hint}"
+            ) from None
+        except AttributeError:
+            pass  # It wants the whole object, and gets it when that is made.
+    return converted
+
+
+def _refused(
+    key: str, table: Mapping[str, Any], message: str, title: str, place: Callable[[str], str]
+) -> UserError:
+    given = f" = {shown(table[key])} ({place(key)})" if key in table else ""
+    return UserError(f"{title} {key}{given}: {message}")
+
+
+def _message(error: Exception) -> str:
+    text = str(error.args[0]) if error.args else str(error)
+    quoted, _, rest = text.partition("' ")
+    return rest if quoted.startswith("'") and rest.startswith("must") else text
+
+
+def _default(field: attrs.Attribute[Any]) -> Any:
+    default: Any = field.default
+    factory = getattr(default, "factory", None)
+    if factory is None:
+        return default
+    return None if default.takes_self else factory()
+
+
+def _quoting_hint(value: Any, wanted: Any) -> str:
+    if isinstance(value, (int, float)) and str in (wanted, *get_args(wanted)):
+        return f""", in quotes: '"{value}"'"""
+    return ""
+
+
+def _expected(wanted: Any) -> str:
+    names: dict[Any, str] = {
+        int: "a whole number",
+        float: "a number",
+        str: "a string",
+        bool: "true or false",
+        Path: "a path",
+        type(None): "",
+    }
+    if wanted in names:
+        return names[wanted]
+    origin, args = get_origin(wanted), get_args(wanted)
+    if origin in (Union, types.UnionType):
+        return " or ".join(filter(None, map(_expected, args)))
+    if origin is typing.Literal:
+        return " or ".join(map(shown, args))
+    if origin in (list, tuple) and args:
+        return f"a list, each {_expected(args[0])}"
+    if origin is dict or wanted is dict:
+        inner = _expected(args[1]) if len(args) == 2 else ""
+        return "a table" + (f" whose values are each {inner}" if inner else "")
+    return ""
+
+
+def _make_converter() -> cattrs.Converter:
+    converter = cattrs.Converter(forbid_extra_keys=True)
+
+    def exactly(cls: type[Any], *also: type[Any]) -> Callable[[Any, Any], Any]:
+        def hook(value: Any, _: Any) -> Any:
+            # bool is an int to Python, not to the author of a config.
+            if isinstance(value, bool) != (cls is bool) or not isinstance(value, (cls, *also)):
+                raise TypeError
+            return cls(value)
+
+        return hook
+
+    for cls, also in ((int, ()), (bool, ()), (str, ()), (float, (int,)), (Path, (str,))):
+        converter.register_structure_hook(cls, exactly(cls, *also))
+
+    def is_union(wanted: Any) -> bool:
+        return get_origin(wanted) in (Union, types.UnionType)
+
+    def union_hook(wanted: Any) -> Callable[[Any, Any], Any]:
+        arms = get_args(wanted)
+
+        def hook(value: Any, _: Any) -> Any:
+            for arm in arms:
+                if arm is type(None):
+                    if value is None:
+                        return None
+                    continue
+                try:
+                    return converter.structure(value, arm)
+                except Exception:
+                    continue
+            raise TypeError
+
+        return hook
+
+    converter.register_structure_hook_factory(is_union, union_hook)
+    return converter
+
+
+_converter = _make_converter()

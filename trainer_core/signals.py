@@ -1,0 +1,79 @@
+"""Ctrl-C and SIGTERM: a first one stops the run in order, a second one at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, TypeVar
+
+from trainer_core.run import StopRequest
+
+Result = TypeVar("Result")
+_NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+
+
+class Interrupted(BaseException):
+    """A stop was asked for before the first step: there is nothing to save."""
+
+
+class SignalHandlers:
+    """While entered, a signal asks `stopping` for a stop at the next step boundary.
+
+    Until `training` is set there is no step to finish, so the signal raises Interrupted where
+    the main thread stands. Outside the main thread Python allows no handlers, and none is set.
+    """
+
+    def __init__(self, stopping: StopRequest) -> None:
+        self.stopping = stopping
+        self.training = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> SignalHandlers:
+        if threading.current_thread() is threading.main_thread():
+            for number in _NAMES:
+                self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.stopping and number == signal.SIGINT:
+            os._exit(130)
+        self.stopping.set(_NAMES[signal.Signals(number)])
+        if not self.training:
+            raise Interrupted
+
+
+def interruptible(work: Callable[[], Result]) -> Result:
+    """Run something long in a thread, so that a signal reaches the main thread meanwhile.
+
+    Python runs signal handlers between two bytecodes of the main thread; XLA compiles in one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return work()
+    outcome: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            outcome["result"] = work()
+        except BaseException as error:
+            outcome["error"] = error
+
+    worker = threading.Thread(target=run, name="trainer-work", daemon=True)
+    worker.start()
+    while worker.is_alive():
+        worker.join(0.1)
+    if "error" in outcome:
+        raise outcome["error"]
+    result: Result = outcome["result"]
+    return result
