@@ -122,15 +122,19 @@ class AxisRules:
 
         Args:
             x: inside a traced function.
-            names: a logical name for each axis. A mesh axis that does not divide the dimension
-                is left out: unlike a parameter, an activation may be of any size.
+            names: a logical name for each axis. A mesh axis that an earlier dimension took, or
+                that does not divide this one, is left out: unlike a parameter, an activation
+                may be of any size.
         """
         entries = []
+        taken: set[str] = set()
         for name, size in zip(names, x.shape, strict=True):
             fitting: tuple[str, ...] = ()
             for axis in self._mesh_axes(name) if name is not None else ():
-                if size % math.prod(self.mesh.shape[each] for each in (*fitting, axis)) == 0:
+                parts = math.prod(self.mesh.shape[each] for each in (*fitting, axis))
+                if axis not in taken and size % parts == 0:
                     fitting = (*fitting, axis)
+            taken |= set(fitting)
             entries.append(fitting or None)
         sharding = NamedSharding(self.mesh, PartitionSpec(*entries))
         pinned: jax.Array = jax.lax.with_sharding_constraint(x, sharding)

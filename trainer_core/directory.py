@@ -39,7 +39,8 @@ def check_directory(config: Config, accept_changes: bool) -> None:
         kind = "no folder" if not nearest.is_dir() else "not writable"
         place = config.origins.get("run.directory", config.origins["run.name"])
         raise UserError(
-            f"the run directory {str(directory)!r} ({place}) cannot be written: {nearest} is {kind}; choose another: run.directory=PATH"
+            f"the run directory {str(directory)!r} ({place}) cannot be written: "
+            f"{nearest} is {kind}; choose another: run.directory=PATH"
         )
     changes = _changes(config)
     if changes and not accept_changes:

@@ -22,7 +22,12 @@ def _peak() -> Any:
 
 
 def _warmup() -> Any:
-    return setting(100, "rise linearly from 0 to the peak in this time", unit="steps", check=ge(0))
+    return setting(
+        None,
+        "rise linearly to the peak in this time; a tenth of the run, at most 100, if not given",
+        unit="steps",
+        check=ge(0),
+    )
 
 
 def _final() -> Any:
@@ -34,15 +39,14 @@ class Constant:
     """Warm up, then stay."""
 
     learning_rate: float = _peak()
-    warmup: int = _warmup()
+    warmup: int | None = _warmup()
 
     @hookimpl
     def build_schedule(self, run: Run) -> Schedule:
         import optax
 
-        return _after_warmup(
-            self.learning_rate, self.warmup, optax.constant_schedule(self.learning_rate), run
-        )
+        rise = _warmup_steps(run, self.warmup)
+        return _after_warmup(self.learning_rate, rise, optax.constant_schedule(self.learning_rate))
 
 
 @plugin
@@ -50,16 +54,17 @@ class Linear:
     """Warm up, then fall along a line until the last step."""
 
     learning_rate: float = _peak()
-    warmup: int = _warmup()
+    warmup: int | None = _warmup()
     final: float = _final()
 
     @hookimpl
     def build_schedule(self, run: Run) -> Schedule:
         import optax
 
-        peak, length = self.learning_rate, _remaining(run, self.warmup)
+        peak, rise = self.learning_rate, _warmup_steps(run, self.warmup)
+        length = run.settings.steps - rise
         fall = optax.linear_schedule(peak, peak * self.final, length)
-        return _after_warmup(peak, self.warmup, fall, run)
+        return _after_warmup(peak, rise, fall)
 
 
 @plugin
@@ -67,16 +72,17 @@ class Cosine:
     """Warm up, then fall along half a cosine until the last step."""
 
     learning_rate: float = _peak()
-    warmup: int = _warmup()
+    warmup: int | None = _warmup()
     final: float = _final()
 
     @hookimpl
     def build_schedule(self, run: Run) -> Schedule:
         import optax
 
-        peak, length = self.learning_rate, _remaining(run, self.warmup)
+        peak, rise = self.learning_rate, _warmup_steps(run, self.warmup)
+        length = run.settings.steps - rise
         fall = optax.cosine_decay_schedule(peak, length, alpha=self.final)
-        return _after_warmup(peak, self.warmup, fall, run)
+        return _after_warmup(peak, rise, fall)
 
 
 @plugin
@@ -84,7 +90,7 @@ class WarmupStableDecay:
     """Warm up, stay, and fall along a line over the last part of the run (WSD)."""
 
     learning_rate: float = _peak()
-    warmup: int = _warmup()
+    warmup: int | None = _warmup()
     final: float = _final()
     decay: float = setting(0.2, "the last part of the run, as a fraction of it", check=_SHARE)
 
@@ -92,27 +98,29 @@ class WarmupStableDecay:
     def build_schedule(self, run: Run) -> Schedule:
         import optax
 
-        peak, length = self.learning_rate, _remaining(run, self.warmup)
+        peak, rise = self.learning_rate, _warmup_steps(run, self.warmup)
+        length = run.settings.steps - rise
         falling = max(1, min(length, round(self.decay * run.settings.steps)))
         fall = optax.linear_schedule(peak, peak * self.final, falling, length - falling)
-        return _after_warmup(peak, self.warmup, fall, run)
+        return _after_warmup(peak, rise, fall)
 
 
-def _remaining(run: Run, warmup: int) -> int:
+def _warmup_steps(run: Run, warmup: int | None) -> int:
+    if warmup is None:
+        return min(100, run.settings.steps // 10)
     if warmup >= run.settings.steps:
         raise UserError(
             f"[schedule] warmup = {warmup} leaves nothing of [run] steps = {run.settings.steps}; "
             f"make it smaller: schedule.warmup={run.settings.steps // 10}"
         )
-    return run.settings.steps - warmup
+    return warmup
 
 
-def _after_warmup(peak: float, warmup: int, then: Schedule, run: Run) -> Schedule:
+def _after_warmup(peak: float, warmup: int, then: Schedule) -> Schedule:
     import optax
 
     if warmup == 0:
         return then
-    _remaining(run, warmup)
     # From the first step on: a rate of 0 at step 0 would waste that step.
     rise = optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1))
     joined: Schedule = optax.join_schedules([rise, then], [warmup])
