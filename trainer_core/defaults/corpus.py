@@ -60,7 +60,7 @@ def check_path(path: str | None) -> None:
             cause = getattr(error, "strerror", None) or error
             raise wrong(path, f"{here.absolute()}: {cause}; {REMEDY}") from error
         if not any(map(os.path.isfile, glob.iglob(str(here), recursive=True))):
-            raise wrong(path, f"no file under {Path.cwd()} matches; {REMEDY}") from error
+            raise wrong(path, f"no file matches {here.absolute()}; {REMEDY}") from error
     else:
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise wrong(path, f"neither a file nor a folder; {REMEDY}")
@@ -105,7 +105,7 @@ def _joined(path: str | None) -> Corpus:
         raise wrong(path, f"no file is there that is not hidden; {REMEDY}")
     texts = [file for _, file in files if not _is_binary(file)]
     if not texts:
-        raise wrong(path, f"all {len(files)} files are binary; {REMEDY}")
+        raise wrong(path, f"only binary files are there ({len(files)}); {REMEDY}")
     name = LIBRARY if path is None else path
     if len(texts) == 1:
         return Corpus(name, 1, _mapped(texts[0]))
