@@ -10,10 +10,10 @@ import attrs
 
 from trainer_core import recipe as recipes
 from trainer_core import registry
-from trainer_core.errors import UserError
+from trainer_core.errors import SettingError, UserError
 from trainer_core.registry import PLUGINS, SLOTS, Candidate, Slot
 from trainer_core.run import DistributedSettings, RunSettings
-from trainer_core.settings import setting_fields, structure, values_of
+from trainer_core.settings import setting_fields, shown, structure, values_of
 from trainer_core.suggest import did_you_mean
 
 CORE_TABLES: dict[str, type[Any]] = {"run": RunSettings, "distributed": DistributedSettings}
@@ -94,16 +94,19 @@ class _Resolver:
     def resolve(self) -> Config:
         self._check_tables()
         candidates = self._candidates()
+        run, distributed = self._settings("run"), self._settings("distributed")
         chosen = {
             table: Chosen(table, candidate.slot, candidate, self._settings(table, candidate))
             for table, candidate in candidates.items()
         }
+        for table, each in chosen.items():
+            self._check_together(table, each.plugin)
         for name in [name for name, given in self._extras().items() if given is False]:
             self.table.setdefault("plugins", {})[name] = False
             self.origins[f"plugins.{name}"] = self._place(f"plugins.{name}")
         return Config(
-            run=self._settings("run"),
-            distributed=self._settings("distributed"),
+            run=run,
+            distributed=distributed,
             chosen=chosen,
             table=self.table,
             origins=self.origins,
@@ -119,7 +122,7 @@ class _Resolver:
                     f"{did_you_mean(name, known)}; there are: {', '.join(known)}"
                 )
             if not isinstance(value, dict):
-                raise UserError(f"{name} = {value!r} ({self._place(name)}): expected a table")
+                raise UserError(f"{name} = {shown(value)} ({self._place(name)}): expected a table")
 
     def _extras(self) -> dict[str, Any]:
         extras: dict[str, Any] = dict.fromkeys(registry.DEFAULT_PLUGINS, True)
@@ -128,7 +131,7 @@ class _Resolver:
             if not isinstance(given, (dict, bool)):
                 place = self._place(f"plugins.{name}")
                 raise UserError(
-                    f"[plugins] {name} = {given!r} ({place}): expected a table, or false"
+                    f"[plugins] {name} = {shown(given)} ({place}): expected a table, or false"
                 )
         return extras
 
@@ -144,7 +147,7 @@ class _Resolver:
         for table, slot, default in tables:
             use = self._get(f"{table}.use", default)
             place = self._place(f"{table}.use")
-            where = f"[{table}] use = {use!r} ({place})"
+            where = f"[{table}] use = {shown(use)} ({place})"
             if not isinstance(use, str):
                 raise UserError(f"{where}: expected the name of a plugin, a string")
             found[table] = registry.find(slot, use, where)
@@ -178,6 +181,18 @@ class _Resolver:
                 self._place(dotted) if asked else made.sources.get(key, "default")
             )
         return made.instance
+
+    def _check_together(self, table: str, plugin: Any) -> None:
+        """Let a plugin compare its settings with those of other tables."""
+        check = getattr(plugin, "check", None)
+        if check is None:
+            return
+        try:
+            check(self.table)
+        except SettingError as error:
+            place = self._place(f"{table}.{error.key}")
+            value = shown(getattr(plugin, error.key, None))
+            raise UserError(f"[{table}] {error.key} = {value} ({place}): {error}") from error
 
     def _drop_foreign(
         self, table: str, candidate: Candidate, cls: type[Any], given: dict[str, Any]

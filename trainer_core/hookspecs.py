@@ -43,10 +43,18 @@ class TrainerSpec:
     # Each is called once, on shapes alone: no parameter exists yet.
 
     @hookspec(firstresult=True)
+    def build_data(self, run: Run) -> Data | None:
+        """Return the source of this process's batches. One: `[data]`.
+
+        Called first of all. Settings and paths are checked here; reading may wait until the
+        first batch, which is asked for at once, to know its shapes.
+        """
+
+    @hookspec(firstresult=True)
     def build_state(self, run: Run) -> Model | None:
         """Return the model as pure functions. One: the `[model]` slot.
 
-        Called first of all. Nothing is allocated here: `Model.init` runs later, under jit.
+        Nothing is allocated here: `Model.init` runs later, under jit.
         """
 
     @hookspec(firstresult=True)
@@ -64,13 +72,6 @@ class TrainerSpec:
 
         It reads `model.params` (a ParamInfo for each parameter), never a name. Its `init` is
         called under jit, on sharded parameters; its updates are added to the parameters.
-        """
-
-    @hookspec(firstresult=True)
-    def build_data(self, run: Run) -> Data | None:
-        """Return the source of this process's batches. One: `[data]`.
-
-        Settings and paths are checked here; reading may wait until the first batch.
         """
 
     @hookspec(firstresult=True)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from trainer_core.program import Program
     from trainer_core.types import Metrics
 
+_FIRST = ("loss", "grad_norm", "learning_rate")
+
 
 class Meter:
     """Adds `tokens` (cumulative, all processes), `tokens_per_second` and `seconds` to metrics.
@@ -29,7 +31,10 @@ class Meter:
 
     def read(self, step: int, numbers: Any) -> Metrics:
         """Wait for a step's metrics, and return them as Python numbers."""
-        metrics: Metrics = {name: value.item() for name, value in jax.device_get(numbers).items()}
+        read = jax.device_get(numbers)
+        # A tree comes back sorted; a person reads the loss first.
+        ordered = [*(name for name in _FIRST if name in read), *read]
+        metrics: Metrics = {name: read[name].item() for name in ordered}
         now = time.monotonic()
         mark, then = self._mark
         elapsed = max(now - then - self._paused, 1e-9)

@@ -55,5 +55,8 @@ def plugin(cls: Class) -> Class:
 
     Two plugins are equal only if they are the same object, as pluggy needs it. Attributes that
     are not settings (an open file, a counter) are declared with `attrs.field(init=False)`.
+
+    A method `check(self, config)`, where there is one, is called with every table of the config
+    before jax is imported; it raises SettingError for settings that do not fit each other.
     """
     return attrs.define(cls, eq=False, kw_only=True, slots=False)

@@ -105,16 +105,18 @@ def build_program(run: Run, hooks: Hooks, first_step: int = 0) -> Program:
     Raises:
         UserError: parts that do not fit each other.
     """
+    # Data first: its faults are the most common, and the quickest to find.
+    _check_batch_size(run)
+    data = hooks.build_data(run=run)
+    shapes = _batch_shapes(run, data.batch(first_step))
     model = hooks.build_state(run=run)
+    _check_vocabulary(model, data)
     schedule = hooks.build_schedule(run=run)
     optimizer = hooks.build_optimizer(run=run, model=model, learning_rate=schedule)
-    data = hooks.build_data(run=run)
     loss = build_loss(model)
     grad_fn = hooks.accumulate(run=run, model=model, loss=loss)
     step = hooks.step(run=run, grad_fn=grad_fn, optimizer=optimizer, learning_rate=schedule)
 
-    _check_vocabulary(model, data)
-    shapes = _batch_shapes(run, data.batch(first_step))
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(functools.partial(_initial_state, model, optimizer, step), key)
     _check_infos(model.params, state.params, "parameter")
@@ -155,7 +157,7 @@ def _with_sharding(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _batch_shapes(run: Run, rows: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
+def _check_batch_size(run: Run) -> None:
     parts = run.axes.batch_parts()
     if run.batch_size % parts:
         raise UserError(
@@ -163,6 +165,9 @@ def _batch_shapes(run: Run, rows: dict[str, np.ndarray]) -> dict[str, jax.ShapeD
             f"[shard] mesh spreads a batch over; the next that fits is "
             f"{-(-run.batch_size // parts) * parts}"
         )
+
+
+def _batch_shapes(run: Run, rows: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
     shapes = {}
     for name, array in rows.items():
         if array.shape[:1] != (run.batch_size // run.processes,):

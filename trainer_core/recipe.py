@@ -96,7 +96,9 @@ def _file_layers(path: Path, children: tuple[Path, ...]) -> list[Layer]:
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path} is not valid TOML: {error}") from None
+        reason, at, position = str(error).partition(" (at line ")
+        line = position.partition(",")[0] if at and "," in position else len(text.splitlines())
+        raise UserError(f"{path}:{line} is not valid TOML: {reason}") from None
     layer = Layer(str(path), table, key_lines(text))
     base = table.pop("base", None)
     if base is None:

@@ -122,9 +122,13 @@ def find(slot: Slot, use: str, where: str) -> Candidate:
             f"`pip install {provider}`{_alternative(slot, offered)}"
         )
     installed = _listed(f"{each.name} ({each.origin})" for each in offered) or "none"
+    known = [
+        *(each.name for each in offered),
+        *(name for kind, name in PROVIDERS if kind == slot.name),
+    ]
     raise UserError(
-        f"{where}: no installed package offers {slot.name} {use!r}"
-        f"{did_you_mean(use, [each.name for each in offered])}; installed: {installed}"
+        f"{where}: no installed package offers {use!r}{did_you_mean(use, known)}; "
+        f"installed for [{slot.name}]: {installed}; or give package.module:Class"
     )
 
 

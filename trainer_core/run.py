@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
-from attrs.validators import ge, matches_re
+from attrs.validators import ge
 
 from trainer_core.plugin import plugin, setting
 
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from trainer_core.axes import AxisRules
 
 
+def _is_folder_name(run: Any, attribute: attrs.Attribute[str], value: str) -> None:
+    if not value.strip() or value in (".", "..") or set(value) & set("/\\\0"):
+        raise ValueError("must be a plain folder name; for a path, set run.directory")
+
+
 @plugin
 class RunSettings:
     """The `[run]` table."""
@@ -25,7 +30,7 @@ class RunSettings:
     name: str = setting(
         "default",
         "what the run is called",
-        check=matches_re(r"[^/\\\s][^/\\]*"),
+        check=_is_folder_name,
         may_change=True,
     )
     directory: str | None = setting(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -148,9 +149,10 @@ def _refused(
 
 
 def _message(error: Exception) -> str:
+    """What attrs says of a value, without the key and the value, which the error names before."""
     text = str(error.args[0]) if error.args else str(error)
-    quoted, _, rest = text.partition("' ")
-    return rest if quoted.startswith("'") and rest.startswith("must") else text
+    said = re.fullmatch(r"'\w+' (must be \S+ [^:]+): .*", text, re.DOTALL)
+    return said.group(1) if said else text
 
 
 def _default(field: attrs.Attribute[Any]) -> Any:

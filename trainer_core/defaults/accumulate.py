@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from attrs.validators import ge
 
-from trainer_core.errors import UserError
+from trainer_core.errors import SettingError, UserError
 from trainer_core.plugin import hookimpl, plugin, setting
 
 if TYPE_CHECKING:
@@ -27,6 +28,15 @@ class Microbatch:
     dtype: str = setting(
         "float32", "in which gradients are added up", choices=("float32", "bfloat16", "float64")
     )
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        batch_size = config["data"].get("batch_size", 1)
+        if batch_size % self.microbatches:
+            raise SettingError(
+                "microbatches",
+                f"must divide [data] batch_size = {batch_size}; "
+                f"the next that fits is {_next_multiple(batch_size, self.microbatches)}",
+            )
 
     @hookimpl
     def accumulate(self, run: Run, model: Model, loss: LossFn) -> GradFn:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from attrs.validators import and_, ge, gt, le
 
-from trainer_core.errors import UserError
+from trainer_core.errors import SettingError
 from trainer_core.plugin import hookimpl, plugin, setting
 
 if TYPE_CHECKING:
@@ -17,29 +17,33 @@ Schedule = Callable[[Any], Any]
 _SHARE = and_(ge(0), le(1))
 
 
-def _peak() -> Any:
-    return setting(1e-3, "the peak learning rate", check=gt(0))
+def _final() -> Any:
+    return setting(0.1, "where it ends, as a fraction of the peak", check=_SHARE)
 
 
-def _warmup() -> Any:
-    return setting(
+@plugin
+class _Warmed:
+    """What every schedule here begins with."""
+
+    learning_rate: float = setting(1e-3, "the peak learning rate", check=gt(0))
+    warmup: int | None = setting(
         None,
         "rise linearly to the peak in this time; a tenth of the run, at most 100, if not given",
         unit="steps",
         check=ge(0),
     )
 
-
-def _final() -> Any:
-    return setting(0.1, "where it ends, as a fraction of the peak", check=_SHARE)
+    def check(self, config: Mapping[str, Any]) -> None:
+        steps = config["run"]["steps"]
+        if self.warmup is not None and self.warmup >= steps:
+            raise SettingError(
+                "warmup", f"leaves nothing of [run] steps = {steps}; try {steps // 10}"
+            )
 
 
 @plugin
-class Constant:
+class Constant(_Warmed):
     """Warm up, then stay."""
-
-    learning_rate: float = _peak()
-    warmup: int | None = _warmup()
 
     @hookimpl
     def build_schedule(self, run: Run) -> Schedule:
@@ -50,11 +54,9 @@ class Constant:
 
 
 @plugin
-class Linear:
+class Linear(_Warmed):
     """Warm up, then fall along a line until the last step."""
 
-    learning_rate: float = _peak()
-    warmup: int | None = _warmup()
     final: float = _final()
 
     @hookimpl
@@ -68,11 +70,9 @@ class Linear:
 
 
 @plugin
-class Cosine:
+class Cosine(_Warmed):
     """Warm up, then fall along half a cosine until the last step."""
 
-    learning_rate: float = _peak()
-    warmup: int | None = _warmup()
     final: float = _final()
 
     @hookimpl
@@ -86,11 +86,9 @@ class Cosine:
 
 
 @plugin
-class WarmupStableDecay:
+class WarmupStableDecay(_Warmed):
     """Warm up, stay, and fall along a line over the last part of the run (WSD)."""
 
-    learning_rate: float = _peak()
-    warmup: int | None = _warmup()
     final: float = _final()
     decay: float = setting(0.2, "the last part of the run, as a fraction of it", check=_SHARE)
 
@@ -106,14 +104,7 @@ class WarmupStableDecay:
 
 
 def _warmup_steps(run: Run, warmup: int | None) -> int:
-    if warmup is None:
-        return min(100, run.settings.steps // 10)
-    if warmup >= run.settings.steps:
-        raise UserError(
-            f"[schedule] warmup = {warmup} leaves nothing of [run] steps = {run.settings.steps}; "
-            f"make it smaller: schedule.warmup={run.settings.steps // 10}"
-        )
-    return warmup
+    return min(100, run.settings.steps // 10) if warmup is None else warmup
 
 
 def _after_warmup(peak: float, warmup: int, then: Schedule) -> Schedule:
