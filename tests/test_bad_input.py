@@ -1,0 +1,197 @@
+"""Every mistake in a config is one message that names the key, its place and the remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trainer_core.config import load_config
+from trainer_core.errors import UserError
+
+# (recipe, what the message must say: the key, the place, the remedy)
+RECIPES = {
+    "broken TOML": ("[run\nsteps = 3\n", ["recipe.toml:1", "not valid TOML"]),
+    "unknown table": (
+        '[optimzer]\nuse = "adamw"\n',
+        ["[optimzer]", "recipe.toml:1", "did you mean 'optimizer'"],
+    ),
+    "a value where a table belongs": ("run = 3\n", ["run = 3", "recipe.toml:1", "a table"]),
+    "unknown key": (
+        "[run]\n\nstpes = 3\n",
+        ["[run]", "'stpes'", "recipe.toml:3", "did you mean 'steps'"],
+    ),
+    "unknown key of an optimizer": (
+        '[optimizer]\nuse = "adamw"\nbeta_1 = 0.9\n',
+        ["[optimizer]", "'beta_1'", "recipe.toml:3", "did you mean 'beta1'"],
+    ),
+    "unknown key of a plugin": (
+        "[plugins.progress]\nstlye = 'plain'\n",
+        ["[plugins.progress]", "'stlye'", "recipe.toml:2", "did you mean 'style'"],
+    ),
+    "right key in the wrong table": (
+        "[optimizer]\nlearning_rate = 0.1\n",
+        ["[optimizer]", "'learning_rate'", "recipe.toml:2", "belongs to [schedule]"],
+    ),
+    "wrong type": (
+        '[schedule]\nlearning_rate = "fast"\n',
+        ['[schedule] learning_rate = "fast"', "recipe.toml:2", "expected a number"],
+    ),
+    "a bool for a number": ("[run]\nsteps = true\n", ["steps = true", "a whole number"]),
+    "a fraction for a whole number": ("[run]\nsteps = 1.5\n", ["steps = 1.5", "a whole number"]),
+    "wrong type inside a table": (
+        '[shard]\nmesh = {data = "all"}\n',
+        ["[shard] mesh", "recipe.toml:2", "a whole number"],
+    ),
+    "out of range": ("[run]\nsteps = 0\n", ["[run] steps = 0", "recipe.toml:2", ">= 1"]),
+    "unknown choice": (
+        '[shard]\noptimizer_state = "zero2"\n',
+        ["optimizer_state", "recipe.toml:2", "did you mean 'zero1'"],
+    ),
+    "unknown use": (
+        '[optimizer]\nuse = "adamv"\n',
+        ['use = "adamv"', "recipe.toml:2", "did you mean 'adamw'", "sgd (trainer-core"],
+    ),
+    "a package that is not installed": (
+        '[optimizer]\nuse = "muon"\n',
+        ["recipe.toml:2", "pip install trainer-muon-plugin"],
+    ),
+    "use that is no string": ("[model]\nuse = 7\n", ["use = 7", "recipe.toml:2", "a string"]),
+    "use of a missing module": (
+        '[model]\nuse = "not_there:Model"\n',
+        ["not_there:Model", "recipe.toml:2", "no module 'not_there'"],
+    ),
+    "use of a missing class": (
+        '[model]\nuse = "mistakes:Modle"\n',
+        ["'Modle'", "recipe.toml:2", "did you mean 'Model'"],
+    ),
+    "use whose import raises": (
+        '[model]\nuse = "explodes:Model"\n',
+        ["explodes", "recipe.toml:2", "RuntimeError: no fuel"],
+    ),
+    "use of what is no plugin": (
+        '[model]\nuse = "mistakes:Model"\n',
+        ["mistakes:Model", "recipe.toml:2", "@trainer_core.plugin"],
+    ),
+    "a plugin that answers none of its slot's hooks": (
+        '[model]\nuse = "mistakes:Silent"\n',
+        ["mistakes:Silent", "recipe.toml:2", "build_state"],
+    ),
+    "an extra that answers no hook": (
+        '[plugins.x]\nuse = "mistakes:Mute"\n',
+        ["mistakes:Mute", "recipe.toml:2", "answers no hook"],
+    ),
+    "heads that do not fit": (
+        "[model]\nheads = 3\n",
+        ["[model] heads = 3", "recipe.toml:2", "128"],
+    ),
+    "kv_heads that do not fit": ("[model]\nkv_heads = 3\n", ["kv_heads = 3", "recipe.toml:2"]),
+    "width that does not fit": ("[model]\nwidth = 130\n", ["[model]", "recipe.toml:2", "130"]),
+    "unknown preset": (
+        '[model]\npreset = "tinny"\n',
+        ["preset", "recipe.toml:2", "did you mean 'tiny'"],
+    ),
+    "batch size and microbatches": (
+        "[data]\nbatch_size = 10\n[accumulate]\nmicrobatches = 4\n",
+        ["[accumulate] microbatches = 4", "recipe.toml:4", "batch_size = 10", "12"],
+    ),
+    "warm-up longer than the run": (
+        "[run]\nsteps = 10\n[schedule]\nwarmup = 10\n",
+        ["[schedule] warmup = 10", "recipe.toml:4", "steps = 10"],
+    ),
+    "a missing setting": ('[optimizer]\nuse = "optax"\n', ["[optimizer]", "transform"]),
+    "a missing base": ('base = "none.toml"\n', ["none.toml", "base of", "recipe.toml"]),
+    "a base that is itself": ('base = "recipe.toml"\n', ["recipe.toml", "itself"]),
+}
+
+OVERRIDES = {
+    "no value": ("run.steps", ["run.steps", "KEY=VALUE"]),
+    "no table": ("steps=3", ["steps=3", "TABLE.KEY=VALUE"]),
+    "wrong type": ("run.steps=many", ['steps = "many"', "command line", "a whole number"]),
+    "a number for a name": ("run.name=7", ["name = 7", "command line", "in quotes"]),
+    "a path for a name": ("run.name=a/b", ["name", "run.directory"]),
+    "unknown key": ("run.stpes=3", ["'stpes'", "command line", "did you mean 'steps'"]),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "mistakes.py").write_text(
+        "from trainer_core import plugin, hookimpl\n"
+        "class Model: pass\n"
+        "@plugin\nclass Silent:\n    @hookimpl\n    def report(self): pass\n"
+        "@plugin\nclass Mute: pass\n"
+    )
+    (tmp_path / "explodes.py").write_text("raise RuntimeError('no fuel')\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("case", RECIPES)
+def test_a_mistake_in_a_recipe_names_key_place_and_remedy(folder: Path, case: str) -> None:
+    text, parts = RECIPES[case]
+    recipe = folder / "recipe.toml"
+    recipe.write_text(text)
+    before = sorted(folder.iterdir())
+    with pytest.raises(UserError) as caught:
+        load_config(recipe)
+    message = str(caught.value)
+    assert not [part for part in parts if part not in message], message
+    assert "\n" not in message, "one message, one line"
+    written = {each for each in folder.iterdir() if each.name != "__pycache__"} - set(before)
+    assert not written, "nothing is written"
+
+
+@pytest.mark.parametrize("case", OVERRIDES)
+def test_a_mistake_in_an_override_names_key_and_remedy(folder: Path, case: str) -> None:
+    override, parts = OVERRIDES[case]
+    with pytest.raises(UserError) as caught:
+        load_config(None, [override])
+    assert not [part for part in parts if part not in str(caught.value)], str(caught.value)
+
+
+def test_every_key_of_every_table_misspelled_is_an_error() -> None:
+    config = load_config()
+    for table, settings in config.table.items():
+        for key in settings if table != "plugins" else ():
+            if key == "use":
+                continue
+            with pytest.raises(UserError, match=f"did you mean '{key}'|it has: "):
+                load_config(None, [f"{table}.{key}x=1"])
+
+
+def test_a_missing_recipe_lists_those_beside_it(folder: Path) -> None:
+    (folder / "good.toml").write_text("")
+    with pytest.raises(UserError, match=r"no recipe .*goood.toml.*good.toml"):
+        load_config(folder / "goood.toml")
+
+
+def test_settings_of_a_replaced_optimizer_are_left_out_and_said(folder: Path) -> None:
+    recipe = folder / "recipe.toml"
+    recipe.write_text('[optimizer]\nuse = "adamw"\nbeta1 = 0.5\n')
+    config = load_config(recipe, ["optimizer.use=sgd"])
+    assert "beta1" not in config.table["optimizer"]
+    assert [note for note in config.notices if "beta1" in note and "recipe.toml:3" in note]
+
+
+def test_the_place_of_a_key_is_its_line_however_it_is_written(folder: Path) -> None:
+    recipe = folder / "recipe.toml"
+    recipe.write_text(
+        '# a comment\nrun.seed = 4\n\n[shard]\nrules = {embed = [\n  "data",\n  "fsdp",\n]}\n'
+        "[plugins.progress]\n\nstyle = '''plain'''\n"
+    )
+    config = load_config(recipe)
+    assert config.origins["run.seed"].endswith("recipe.toml:2")
+    assert config.origins["shard.rules"].endswith("recipe.toml:5")
+    assert config.origins["plugins.progress.style"].endswith("recipe.toml:11")
+
+
+def test_a_child_recipe_overrides_its_base_and_overrides_win(folder: Path) -> None:
+    (folder / "base.toml").write_text("[run]\nsteps = 10\nseed = 1\n[shard]\nmesh = {fsdp = 2}\n")
+    recipe = folder / "child.toml"
+    recipe.write_text('base = "base.toml"\n[run]\nsteps = 20\n')
+    config = load_config(recipe, ["run.seed=3", "shard.mesh.tensor=4"])
+    assert (config.run.steps, config.run.seed) == (20, 3)
+    assert config.table["shard"]["mesh"] == {"data": -1, "fsdp": 2, "tensor": 4}
+    assert config.origins["run.steps"].endswith("child.toml:3")
+    assert config.run.name == "child"
