@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections import Counter
 from pathlib import Path
@@ -119,9 +120,11 @@ def test_a_batch_that_processes_cannot_share_is_an_error(numbered: Path) -> None
 
 
 @pytest.mark.parametrize("held_out", [0.01, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("rest", range(LENGTH))
 def test_no_held_out_byte_is_ever_read_or_predicted_in_training(
-    numbered: Path, held_out: float
+    numbered: Path, held_out: float, rest: int
 ) -> None:
+    os.truncate(numbered, 100 * LENGTH + rest)
     text = numbered.read_bytes()
     windows = make(numbered, held_out=held_out)
     steps = -(-len(windows.training) // windows.batch_size)

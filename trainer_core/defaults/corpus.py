@@ -138,8 +138,7 @@ def _files(path: str) -> Iterator[File]:
     parts = here.parts
     fixed = next(count for count, part in enumerate(parts) if glob.has_magic(part))
     root = Path(*parts[:fixed])
-    # ** names the same file more than once where another ** follows it.
-    for match in set(glob.iglob(str(here), recursive=True)):
+    for match in glob.iglob(str(here), recursive=True):
         if os.path.isfile(match):
             yield Path(match).relative_to(root).as_posix(), Path(match)
 
