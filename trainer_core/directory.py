@@ -82,10 +82,14 @@ def _changes(config: Config) -> list[str]:
             f"{path} cannot be read: {error}; restore it, or use another run.name"
         ) from error
     new = dict(flatten(config.table))
+    differing = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    # Where another implementation was chosen, its settings differ by nature.
+    replaced = [key.removesuffix("use") for key in differing if key.endswith(".use")]
     return [
         f"{key}: {_shown(old, key)} -> {_shown(new, key)}"
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key) and not _may_change(config, key)
+        for key in differing
+        if not _may_change(config, key)
+        and (key.endswith(".use") or not key.startswith(tuple(replaced)))
     ]
 
 

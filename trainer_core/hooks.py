@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         LossFn,
         Metrics,
         Model,
+        Params,
         Shardings,
         Step,
         TrainState,
@@ -48,7 +49,14 @@ class Hooks(Protocol):
         optimizer: optax.GradientTransformation,
         learning_rate: Callable[[Any], Any],
     ) -> Step: ...
-    def shard(self, *, run: Run, model: Model, abstract_state: TrainState) -> Shardings: ...
+    def shard(
+        self,
+        *,
+        run: Run,
+        model: Model,
+        abstract_state: TrainState,
+        derive: Callable[[Params], tuple[Any, dict[str, Any]]],
+    ) -> Shardings: ...
     def restore(self, *, run: Run, like: TrainState, data: Data) -> TrainState | None: ...
     def start(self, *, run: Run, program: Program, step: int) -> list[None]: ...
     def report(self, *, run: Run, step: int, metrics: Metrics) -> list[None]: ...

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         LossFn,
         Metrics,
         Model,
+        Params,
         Shardings,
         Step,
         StepFn,
@@ -98,10 +99,17 @@ class TrainerSpec:
         """
 
     @hookspec(firstresult=True)
-    def shard(self, run: Run, model: Model, abstract_state: TrainState) -> Shardings | None:
+    def shard(
+        self,
+        run: Run,
+        model: Model,
+        abstract_state: TrainState,
+        derive: Callable[[Params], tuple[Any, dict[str, Any]]],
+    ) -> Shardings | None:
         """Return a NamedSharding for every leaf of the state, and the batch's. One: `[shard]`.
 
-        `abstract_state` has a `jax.ShapeDtypeStruct` for each leaf.
+        `abstract_state` has a `jax.ShapeDtypeStruct` for each leaf. `derive(params)` is pure and
+        returns `(opt_state, extra)`, the part of the state that is made from the parameters.
         """
 
     # ------------------------------------------------------------------ the state

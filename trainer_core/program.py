@@ -16,7 +16,17 @@ from trainer_core.hooks import Hooks
 from trainer_core.loss import build_loss
 from trainer_core.randomness import fold
 from trainer_core.run import Run
-from trainer_core.types import Batch, Data, Metrics, Model, ParamInfo, Shardings, Step, TrainState
+from trainer_core.types import (
+    Batch,
+    Data,
+    Metrics,
+    Model,
+    ParamInfo,
+    Params,
+    Shardings,
+    Step,
+    TrainState,
+)
 
 if TYPE_CHECKING:
     import optax
@@ -123,7 +133,8 @@ def build_program(run: Run, hooks: Hooks, first_step: int = 0) -> Program:
     _check_infos(model.buffers, state.buffers, "buffer")
     jax.eval_shape(loss, state.params, state.buffers, shapes, key, None)
 
-    shardings = hooks.shard(run=run, model=model, abstract_state=state)
+    derive = functools.partial(_derived_state, optimizer, step)
+    shardings = hooks.shard(run=run, model=model, abstract_state=state, derive=derive)
     return Program(
         run=run,
         model=model,
@@ -143,14 +154,21 @@ def _initial_state(
     model: Model, optimizer: optax.GradientTransformation, step: Step, key: jax.Array
 ) -> TrainState:
     params, buffers = model.init(fold(key, "init"))
+    opt_state, extra = _derived_state(optimizer, step, params)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         buffers=buffers,
-        opt_state=optimizer.init(params),
+        opt_state=opt_state,
         key=fold(key, "train"),
-        extra=step.init(params),
+        extra=extra,
     )
+
+
+def _derived_state(
+    optimizer: optax.GradientTransformation, step: Step, params: Params
+) -> tuple[Any, dict[str, Any]]:
+    return optimizer.init(params), step.init(params)
 
 
 def _with_sharding(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:

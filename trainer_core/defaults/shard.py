@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -9,10 +10,10 @@ import attrs
 from trainer_core.plugin import hookimpl, plugin, setting
 
 if TYPE_CHECKING:
-    from jax.sharding import NamedSharding
+    from jax.sharding import Mesh, NamedSharding
 
     from trainer_core.run import Run
-    from trainer_core.types import Model, Shardings, TrainState
+    from trainer_core.types import Model, Params, Shardings, TrainState
 
 # The logical axes of the decoder. "" keeps an axis whole.
 DEFAULT_RULES: dict[str, str | list[str]] = {
@@ -50,7 +51,13 @@ class Rules:
     )
 
     @hookimpl
-    def shard(self, run: Run, model: Model, abstract_state: TrainState) -> Shardings:
+    def shard(
+        self,
+        run: Run,
+        model: Model,
+        abstract_state: TrainState,
+        derive: Callable[[Params], tuple[Any, dict[str, Any]]],
+    ) -> Shardings:
         import jax
         from jax.sharding import NamedSharding, PartitionSpec
 
@@ -58,9 +65,7 @@ class Rules:
 
         replicated = NamedSharding(run.mesh, PartitionSpec())
         params = jax.tree.map(run.axes.param_sharding, model.params)
-        buffers = jax.tree.map(run.axes.param_sharding, model.buffers)
-        like_params = _followers(abstract_state, params)
-        opt_state = like_params(abstract_state.opt_state)
+        opt_state, extra = _derived_shardings(derive, abstract_state.params, params, run.mesh)
         if self.optimizer_state == "zero1":
             opt_state = jax.tree.map(
                 lambda leaf, sharding: _also_over(leaf.shape, sharding, "data"),
@@ -70,38 +75,55 @@ class Rules:
         state = TrainState(
             step=replicated,
             params=params,
-            buffers=buffers,
+            buffers=jax.tree.map(run.axes.param_sharding, model.buffers),
             opt_state=opt_state,
             key=replicated,
-            extra=like_params(abstract_state.extra),
+            extra=extra,
         )
         return Shardings(state, run.axes.batch_sharding(), replicated)
 
 
-def _followers(abstract_state: TrainState, params: Any) -> Any:
-    """Return a function that gives each leaf of another tree the sharding of its parameter.
+def _derived_shardings(
+    derive: Callable[[Params], tuple[Any, dict[str, Any]]], params: Params, placed: Any, mesh: Mesh
+) -> tuple[Any, dict[str, Any]]:
+    """Return where the state lies that `derive` makes from the parameters.
 
-    A leaf follows the parameter whose path its own path ends with, if their shapes are equal;
-    all others are replicated.
+    Traced under an Explicit abstract mesh, JAX itself carries the shardings through `init`, also
+    to the row and column factors of adafactor. Where that raises, or says nothing of a leaf, the
+    leaf follows the parameter whose path its own ends with, if their shapes are equal; all else
+    is replicated.
     """
     import jax
-    from jax.sharding import NamedSharding, PartitionSpec
+    from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-    known: dict[tuple[str, ...], tuple[tuple[int, ...], NamedSharding]] = {}
-    shapes = jax.tree_util.tree_leaves_with_path(abstract_state.params)
-    for (path, leaf), sharding in zip(shapes, jax.tree.leaves(params), strict=True):
-        known[tuple(map(str, path))] = (leaf.shape, sharding)
+    kinds = (AxisType.Explicit,) * len(mesh.axis_names)
+    explicit = AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=kinds)
+    known = {}
+    for (path, leaf), sharding in zip(
+        jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(placed), strict=True
+    ):
+        known[tuple(map(str, path))] = (leaf.shape, sharding.spec)
+
+    def on_explicit(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        where = NamedSharding(explicit, sharding.spec)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
     def place(path: Any, leaf: Any) -> NamedSharding:
+        spec = getattr(getattr(leaf, "sharding", None), "spec", PartitionSpec())
         names = tuple(map(str, path))
         for start in range(len(names)):
-            follows = known.get(names[start:])
-            if follows is not None and follows[0] == leaf.shape:
-                return follows[1]
-        mesh = jax.tree.leaves(params)[0].mesh
-        return NamedSharding(mesh, PartitionSpec())
+            shape, follows = known.get(names[start:], (None, spec))
+            if shape == leaf.shape and not any(spec):
+                spec = follows
+        return NamedSharding(mesh, spec)
 
-    return lambda tree: jax.tree_util.tree_map_with_path(place, tree)
+    try:
+        with jax.sharding.use_abstract_mesh(explicit):
+            made = jax.eval_shape(derive, jax.tree.map(on_explicit, params, placed))
+    except Exception:
+        made = jax.eval_shape(derive, params)
+    shardings: tuple[Any, dict[str, Any]] = jax.tree_util.tree_map_with_path(place, made)
+    return shardings
 
 
 def _also_over(shape: tuple[int, ...], sharding: NamedSharding, axis: str) -> NamedSharding:
