@@ -218,6 +218,7 @@ AT_ONCE = {
     "a pipe": ("texts/pipe.txt", ["neither a file nor a folder"]),
     "below a file": ("some.txt/x", ["Not a directory"]),
     "a NUL": ("a\0b", ['path = "a\\u0000b"', "null"]),
+    "empty": ("", ['[data] path = "": empty']),
     "only folders": ("text*", ["matches"]),
 }
 AT_FIRST_READ: dict[str, tuple[str, dict[str, Any], list[str]]] = {
@@ -252,6 +253,23 @@ def test_a_path_that_names_nothing_is_an_error_when_a_run_is_built(places: Path,
         build(path)
     for part in ["[data] path", "give a text file, a folder", *said]:
         assert part in str(error.value)
+
+
+def test_a_missing_path_is_named_with_its_line_before_jax_is_imported(places: Path) -> None:
+    (places / "recipe.toml").write_text('[data]\nlength = 16\npath = "no/such"\n')
+    printed = run_python(
+        """
+        import sys
+        from pathlib import Path
+        from trainer_core.config import load_config
+        from trainer_core.errors import UserError
+        try:
+            load_config(Path("recipe.toml"))
+        except UserError as error:
+            print("jax" in sys.modules, error)
+        """
+    )
+    assert printed.startswith('False [data] path = "no/such" (recipe.toml:3): /')
 
 
 @pytest.mark.parametrize("case", AT_FIRST_READ)
@@ -312,7 +330,6 @@ def test_a_python_without_its_library_as_files_is_told_what_to_give(
     [
         {"batch_size": 0},
         {"length": 0},
-        {"path": ""},
         {"held_out": -0.1},
         {"held_out": 1.0},
         {"held_out": float("nan")},

@@ -44,26 +44,29 @@ class Corpus:
     text: Bytes
 
 
-def check_path(path: str | None) -> None:
-    """Raise a UserError where a path names nothing; reads no file and walks no folder.
+def path_problem(path: str | None) -> str | None:
+    """Return why a path names no text, or None; reads no file and walks no folder.
 
     Args:
         path: as `read_corpus` takes it.
     """
     if path is None:
-        return
+        return None
+    if not path:
+        return f"empty; {REMEDY}"
     here = _expanded(path)
     try:
         mode = here.stat().st_mode
     except (OSError, ValueError) as error:
         if not glob.has_magic(path):
             cause = getattr(error, "strerror", None) or error
-            raise wrong(path, f"{here.absolute()}: {cause}; {REMEDY}") from error
+            return f"{here.absolute()}: {cause}; {REMEDY}"
         if not any(map(os.path.isfile, glob.iglob(str(here), recursive=True))):
-            raise wrong(path, f"no file matches {here.absolute()}; {REMEDY}") from error
-    else:
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise wrong(path, f"neither a file nor a folder; {REMEDY}")
+            return f"no file matches {here.absolute()}; {REMEDY}"
+        return None
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return None
+    return f"neither a file nor a folder; {REMEDY}"
 
 
 def read_corpus(path: str | None) -> Corpus:
@@ -82,7 +85,8 @@ def read_corpus(path: str | None) -> Corpus:
     Raises:
         UserError: nothing is there, nothing of it is text, or it cannot be read.
     """
-    check_path(path)
+    if problem := path_problem(path):
+        raise wrong(path, problem)
     try:
         if path is not None and (file := _expanded(path)).is_file():
             return Corpus(path, 1, _mapped(file))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from attrs.validators import and_, ge, lt, min_len
+from attrs.validators import and_, ge, lt
 
-from trainer_core.defaults.corpus import check_path
+from trainer_core.defaults.corpus import path_problem, wrong
 from trainer_core.defaults.windows import Windows
+from trainer_core.errors import SettingError
 from trainer_core.plugin import hookimpl, plugin, setting
 
 if TYPE_CHECKING:
@@ -26,7 +28,6 @@ class Text:
     path: str | None = setting(
         default=None,
         help="a file, a folder or a glob; Python's own standard library where not given",
-        check=min_len(1),
     )
     held_out: float = setting(
         default=0.05,
@@ -35,12 +36,18 @@ class Text:
         check=and_(ge(0), lt(1)),
     )
 
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Look for the path while the error can still name its line in the recipe."""
+        if problem := path_problem(self.path):
+            raise SettingError("path", problem)
+
     @hookimpl
     def build_data(self, run: Run) -> Data:
         # Settings are read without jax, which every type that crosses a hook comes with.
         from trainer_core.defaults.text_data import TextData
 
-        check_path(self.path)
+        if problem := path_problem(self.path):
+            raise wrong(self.path, problem)
         return TextData(
             Windows(
                 path=self.path,

@@ -32,7 +32,7 @@ class Windows:
         batch_size: windows in a global batch.
         held_out: the fraction of the windows that training never sees.
         seed: of the order in which training sees the others.
-        process, processes: this process's place; it makes every processes-th part of a batch.
+        process: which of `processes` equal parts of the rows of each batch is made here.
     """
 
     path: str | None = None
@@ -123,7 +123,7 @@ class Windows:
     def _rows(self, batch: int) -> NDArray[np.int64]:
         rows = self.batch_size // self.processes
         start = batch * self.batch_size + self.process * rows
-        return np.arange(start, start + rows)
+        return np.arange(start, start + rows, dtype=np.int64)
 
     @cached_property
     def _parts(self) -> tuple[Bytes, Bytes]:
