@@ -36,17 +36,21 @@ class JsonLines:
 
     @hookimpl
     def report(self, step: int, metrics: Metrics) -> None:
-        if self.file is None:
-            return
-        shown = {name: value for name, value in metrics.items() if not name.startswith("_")}
-        # repr of a float reads back exactly; NaN and Infinity are no JSON, so they are strings.
-        self.file.write(json.dumps({"step": step} | _plain(shown)) + "\n")
-        self.file.flush()
+        if self.file is not None:
+            self.file.write(json_line(step, metrics) + "\n")
+            self.file.flush()
 
     @hookimpl
     def close(self) -> None:
         if self.file is not None:
             self.file.close()
+
+
+def json_line(step: int, metrics: Metrics) -> str:
+    """Return a step's metrics as one JSON object; names that begin with `_` are left out."""
+    shown = {name: value for name, value in metrics.items() if not name.startswith("_")}
+    # repr of a float reads back exactly; NaN and Infinity are no JSON, so they are strings.
+    return json.dumps({"step": step} | _plain(shown))
 
 
 def _lines_up_to(lines: list[str], step: int) -> list[str]:

@@ -1,0 +1,80 @@
+"""The commands of `trainer`: each is imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+import attrs
+
+from trainer_core.cli.parsing import Help, Parser, print_help
+from trainer_core.errors import UserError
+from trainer_core.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from trainer_core.cli.failures import Context
+
+
+@attrs.frozen
+class Command:
+    """One command.
+
+    Attributes:
+        module: in it, `configure(parser)` declares the arguments, and
+            `run(arguments, context)` returns the exit code.
+        summary: what it does, in one line.
+    """
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "train": Command("train", "train, or go on where a run was left"),
+}
+
+
+def run(arguments: list[str], context: Context) -> int:
+    """Run the command that the first argument names."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print_help(_overview())
+        return 0
+    name, *rest = arguments
+    if name in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"trainer-core {version('trainer-core')}")
+        return 0
+    if name not in COMMANDS:
+        raise UserError(
+            f"there is no command {name!r}{did_you_mean(name, COMMANDS)}; "
+            f"there are: {', '.join(COMMANDS)}; `trainer --help` says what they do"
+        )
+    command = COMMANDS[name]
+    module = importlib.import_module(f"trainer_core.cli.{command.module}")
+    parser = Parser(f"trainer {name}", command.summary)
+    module.configure(parser)
+    parsed = parser.parse(rest)
+    if parsed is None:
+        return 0
+    context.wants_traceback = context.wants_traceback or parsed.traceback
+    code: int = module.run(parsed, context)
+    return code
+
+
+def _overview() -> Help:
+    return Help(
+        usage="trainer COMMAND [ARGUMENTS]",
+        about="Trains models in JAX: a small loop that emits hooks, and plugins that do the rest.",
+        sections=[
+            ("commands", [(name, command.summary) for name, command in COMMANDS.items()]),
+            (
+                "first steps",
+                [
+                    ("trainer train", "train a tiny model on Python's own standard library"),
+                    ("trainer train run.steps=2000", "the same for longer"),
+                    ("trainer COMMAND --help", "the arguments of a command, with examples"),
+                ],
+            ),
+        ],
+    )

@@ -1,0 +1,67 @@
+"""Numbers as a person reads them: few digits, fixed widths, units that say what they count."""
+
+from __future__ import annotations
+
+import math
+
+_SCALES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+
+
+def short(number: float) -> str:
+    """Return three digits and a scale: `987`, `12.3k`, `1.23M`, `8.03B`."""
+    # 999.6 would be written as 1e+03 by three digits; it belongs to the next scale.
+    for scale, letter in _SCALES:
+        if abs(number) >= scale * 0.9995:
+            return f"{_three_digits(number / scale)}{letter}"
+    return _three_digits(number)
+
+
+def amount(number: float) -> str:
+    """Return a count in running text: `20,608`, `1.06 M`, `8.03 B`."""
+    if abs(number) < 1e5:
+        return f"{number:,.0f}"
+    text = short(number)
+    return f"{text[:-1]} {text[-1]}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time span: `0:42`, `1:02:03`, `2 d 03:04`."""
+    whole = max(0, round(seconds))
+    days, rest = divmod(whole, 86_400)
+    hours, rest = divmod(rest, 3600)
+    minutes, rest = divmod(rest, 60)
+    if days:
+        return f"{days} d {hours:02}:{minutes:02}"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def loss(value: float) -> str:
+    """Return a loss: four decimals, or five digits where it is large."""
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4e}"
+
+
+def scientific(value: float) -> str:
+    """Return a number whose size is what matters, always as wide: `8.11e-04`."""
+    return f"{value:.2e}"
+
+
+def plain(value: float) -> str:
+    """Return any other metric: whole numbers whole, else four digits."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}"
+
+
+def norm(value: float) -> str:
+    """Return a gradient norm: `0.412`, `12.345`, `1.2e+05`."""
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:.3f}" if 1e-3 <= value < 1000 else f"{value:.1e}"
+
+
+def _three_digits(number: float) -> str:
+    digits = 2 if abs(number) < 9.995 else 1 if abs(number) < 99.95 else 0
+    text = f"{number:.{digits}f}"
+    return text if digits == 0 or not float(number).is_integer() else f"{number:.0f}"

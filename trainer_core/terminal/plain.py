@@ -1,0 +1,78 @@
+"""A run as plain lines, for files and pipes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from trainer_core.terminal.lines import step_line
+from trainer_core.terminal.output import say
+from trainer_core.terminal.pace import Pace
+from trainer_core.terminal.summary import summary_rows
+
+if TYPE_CHECKING:
+    from trainer_core.program import Program
+    from trainer_core.run import Run
+    from trainer_core.types import Metrics
+
+HEARTBEAT = 10.0  # seconds of silence after which a phase says that it is still there
+
+
+class PlainDisplay:
+    """Lines every few seconds, at each evaluation, and for the first and the last step.
+
+    Args:
+        every: seconds between two lines.
+    """
+
+    def __init__(self, every: float) -> None:
+        self._every = every
+        self._pace: Pace | None = None
+        self._phase: tuple[str, float] | None = None
+        self._spoke = time.monotonic()
+        self._step_shown = float("-inf")
+        self._ended = threading.Event()
+        self._heart: threading.Thread | None = None
+
+    def phase(self, name: str) -> None:
+        self._phase = (name, time.monotonic())
+        if self._heart is None:
+            self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+            self._heart.start()
+
+    def start(self, run: Run, program: Program, step: int) -> None:
+        rows = summary_rows(run, program, step)
+        width = max(len(label) for label, _ in rows)
+        for label, value in rows:
+            self._say(f"{label:<{width}}  {value}")
+        self._say("")
+        self._pace = Pace(run.settings.steps)
+
+    def report(self, step: int, metrics: Metrics) -> None:
+        now = time.monotonic()
+        pace = self._pace
+        if pace is None:
+            return
+        pace.add(step, now)
+        wanted = step == pace.steps or any(name.startswith("eval") for name in metrics)
+        if wanted or now - self._step_shown >= self._every:
+            self._step_shown = now
+            left = pace.seconds_left(now) if step < pace.steps else None
+            self._say(step_line(step, pace.steps, metrics, left))
+
+    def close(self) -> None:
+        self._ended.set()
+        if self._heart is not None:
+            self._heart.join()
+
+    def _say(self, text: str) -> None:
+        self._spoke = time.monotonic()
+        say(text)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(0.25):
+            name, began = self._phase or ("", 0.0)
+            now = time.monotonic()
+            if name and now - max(self._spoke, began) >= HEARTBEAT:
+                self._say(f"{name} ... {now - began:.0f} s")
