@@ -152,7 +152,7 @@ class _Resolver:
                 raise UserError(f"{where}: expected the name of a plugin, a string")
             found[table] = registry.find(slot, use, where)
             self.classes[table] = registry.load(found[table], where)
-            _check_hooks(self.classes[table], found[table], where)
+            check_hooks(self.classes[table], found[table], where)
         return found
 
     def _settings(self, table: str, candidate: Candidate | None = None) -> Any:
@@ -245,8 +245,12 @@ class _Resolver:
         return self.layers[index].place(dotted) if index >= 0 else "default"
 
 
-def _check_hooks(cls: type[Any], candidate: Candidate, where: str) -> None:
-    """A plugin must answer its slot's hooks; pluggy would let it do nothing, in silence."""
+def check_hooks(cls: type[Any], candidate: Candidate, where: str) -> None:
+    """Refuse a class that answers none of its slot's hooks: pluggy would let it do nothing.
+
+    Raises:
+        UserError: the hooks that are missing.
+    """
     answered = [name for name in dir(cls) if hasattr(getattr(cls, name, None), "trainer_impl")]
     missing = [hook for hook in candidate.slot.hooks if hook not in answered]
     if missing:

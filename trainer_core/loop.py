@@ -78,6 +78,7 @@ def train(config: Config, accept_changes: bool = False) -> Result:
             error = failure
             raise
         finally:
+            signals.deferring = True  # what closes, and a save that is under way, is not cut off
             hooks.phase(run=run, name="closing")
             hooks.close(run=run, error=error)
 
@@ -107,10 +108,10 @@ def _train(config: Config, run: Run, hooks: Hooks, signals: SignalHandlers) -> R
     if state is None:
         hooks.phase(run=run, name="initialising")
         state = interruptible(program.initial_state)
+    signals.deferring = True  # what begins to be written has a checkpoint in the end
     write_directory(config, run)
     hooks.start(run=run, program=program, step=first)
     hooks.phase(run=run, name="training")
-    signals.training = True
     return _steps(run, hooks, program, step_fn, state, first)
 
 

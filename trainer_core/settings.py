@@ -92,6 +92,8 @@ def shown(value: Any) -> str:
     """Return a value as a config would write it."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key} = {shown(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(shown, value)) + "]"
     if isinstance(value, (str, bool)):
         return json.dumps(value, ensure_ascii=False)
     return str(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
@@ -12,23 +13,25 @@ from typing import Any, TypeVar
 from trainer_core.run import StopRequest
 
 Result = TypeVar("Result")
+_WORKER = "trainer-work"
+_SHOW_CURSOR = b"\x1b[?25h"  # a live view hides it
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
-class Interrupted(BaseException):
+class Interrupted(KeyboardInterrupt):
     """A stop was asked for before the first step: there is nothing to save."""
 
 
 class SignalHandlers:
     """While entered, a signal asks `stopping` for a stop at the next step boundary.
 
-    Until `training` is set there is no step to finish, so the signal raises Interrupted where
+    Until `deferring` is set there is nothing to finish, so the signal raises Interrupted where
     the main thread stands. Outside the main thread Python allows no handlers, and none is set.
     """
 
     def __init__(self, stopping: StopRequest) -> None:
         self.stopping = stopping
-        self.training = False
+        self.deferring = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> SignalHandlers:
@@ -48,10 +51,25 @@ class SignalHandlers:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.stopping and number == signal.SIGINT:
-            os._exit(130)
+            _leave_at_once()
         self.stopping.set(_NAMES[signal.Signals(number)])
-        if not self.training:
+        if not self.deferring:
             raise Interrupted
+
+
+def _leave_at_once() -> None:
+    terminal = sys.__stdout__
+    if terminal is not None and not terminal.closed and terminal.isatty():
+        os.write(terminal.fileno(), _SHOW_CURSOR)
+    os._exit(128 + signal.SIGINT)
+
+
+def is_working() -> bool:
+    """Whether a thread of `interruptible` was left behind and still works.
+
+    The interpreter cannot be shut down under it: waiting would last, not waiting would crash.
+    """
+    return any(thread.name == _WORKER for thread in threading.enumerate())
 
 
 def interruptible(work: Callable[[], Result]) -> Result:
@@ -69,7 +87,7 @@ def interruptible(work: Callable[[], Result]) -> Result:
         except BaseException as error:
             outcome["error"] = error
 
-    worker = threading.Thread(target=run, name="trainer-work", daemon=True)
+    worker = threading.Thread(target=run, name=_WORKER, daemon=True)
     worker.start()
     while worker.is_alive():
         worker.join(0.1)

@@ -3,39 +3,52 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from trainer_core.cli import commands
-from trainer_core.cli.failures import Context, crashed, interrupted, refused
+from trainer_core.cli.failures import Context, crashed, refused
 from trainer_core.errors import TrainerError
 from trainer_core.terminal.output import flush
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main() -> None:
+    """Run the command of this process, and end it."""
+    code = run(sys.argv[1:])
+    # Nothing is left to stop in order: another signal may end the process here, with its code.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(code))
+    flush()
+    if _must_leave_at_once(code):
+        os._exit(code)
+    sys.exit(code)
+
+
+def run(arguments: Sequence[str]) -> int:
     """Run one command, and return its exit code: 0 done, 1 the run failed, 2 a mistake.
 
     Args:
-        arguments: without the name of the program; those of the process where not given.
+        arguments: without the name of the program.
     """
     context = Context()
-    code = _run(list(sys.argv[1:] if arguments is None else arguments), context)
-    flush()
-    if context.must_leave_at_once(code):
-        # Waiting for a compilation that nobody needs any more, or for other processes that wait
-        # for this one, would hang; tearing the interpreter down under them would crash.
-        os._exit(code)
-    return code
-
-
-def _run(arguments: list[str], context: Context) -> int:
     try:
-        return commands.run(arguments, context)
+        return commands.run(list(arguments), context)
     except TrainerError as error:
         return refused(error, context)
     except KeyboardInterrupt:
-        return interrupted(context)
-    except BrokenPipeError:
-        return 0  # Whoever read our output has read enough: `trainer plugins | head`.
+        return 128 + signal.SIGINT
     except Exception as error:
         return crashed(error, context)
+
+
+def _must_leave_at_once(code: int) -> bool:
+    """Whether an orderly shutdown of the interpreter would hang or crash."""
+    signals, jax = sys.modules.get("trainer_core.signals"), sys.modules.get("jax")
+    if signals is not None and signals.is_working():
+        return True
+    try:
+        # The others of a run wait for this process, and it would wait for them.
+        return code != 0 and jax is not None and jax.process_count() > 1
+    except RuntimeError:  # no backend
+        return False

@@ -10,6 +10,7 @@ import attrs
 from trainer_core.cli.parsing import Help, Parser, print_help
 from trainer_core.errors import UserError
 from trainer_core.suggest import did_you_mean
+from trainer_core.terminal.page import Page
 
 if TYPE_CHECKING:
     from trainer_core.cli.failures import Context
@@ -31,6 +32,10 @@ class Command:
 
 COMMANDS = {
     "train": Command("train", "train, or go on where a run was left"),
+    "sample": Command("sample", "let the model of a run write text"),
+    "evaluate": Command("evaluate", "measure the model of a run on held-out data"),
+    "explain": Command("explain", "show what a config comes to, and where each value is from"),
+    "plugins": Command("plugins", "list what is installed for each slot, or one plugin's settings"),
 }
 
 
@@ -43,7 +48,7 @@ def run(arguments: list[str], context: Context) -> int:
     if name in ("-V", "--version"):
         from importlib.metadata import version
 
-        print(f"trainer-core {version('trainer-core')}")
+        Page().line(f"trainer-core {version('trainer-core')}")
         return 0
     if name not in COMMANDS:
         raise UserError(

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
-import textwrap
-from collections.abc import Sequence
-from typing import Any, NoReturn
+import math
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import attrs
 
 from trainer_core.errors import UserError
+from trainer_core.terminal.page import Page, Rows
 
-WIDTH = 100
-_LEFT = 34  # columns for what to type; what is longer stands on a line of its own
-
-Rows = list[tuple[str, str]]
+_LEFT = 34  # columns for what to type
 
 
 @attrs.frozen
@@ -45,16 +42,16 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, add_help=False, allow_abbrev=False)
         self.summary = summary
         self.examples: Rows = []
-        self.add_argument("-h", "--help", action="store_true", help="show this")
-        self.add_argument(
-            "--traceback", action="store_true", help="where an error came from; for plugin authors"
-        )
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace | None:
         """Return the parsed arguments, or None where help was asked for, and given.
 
-        Options and KEY=VALUE may stand in any order.
+        Options and other arguments may stand in any order.
         """
+        self.add_argument(
+            "--traceback", action="store_true", help="show where an error came from in the code"
+        )
+        self.add_argument("-h", "--help", action="store_true", help="show this")
         if any(each in ("-h", "--help") for each in arguments):
             print_help(self._page())
             return None
@@ -66,60 +63,67 @@ class Parser(argparse.ArgumentParser):
     def _page(self) -> Help:
         places = [action for action in self._actions if not action.option_strings]
         options = [action for action in self._actions if action.option_strings]
-        shown = [(_placed(action), action.help or "") for action in places]
-        sections = [
-            ("arguments", shown),
+        sections: list[tuple[str, Rows]] = [
+            ("arguments", [(_name(action), action.help or "") for action in places]),
             ("options", [(_option(action), action.help or "") for action in options]),
             ("examples", self.examples),
         ]
-        usage = " ".join([self.prog, *(name for name, _ in shown), "[OPTIONS]"])
+        usage = " ".join([self.prog, *map(_placed, places), "[OPTIONS]"])
         return Help(usage, f"{self.summary[0].upper()}{self.summary[1:]}.", sections)
 
 
-def print_help(page: Help) -> None:
-    """Print a page of help, at most 100 columns wide; with emphasis on a terminal."""
-    lines = [("usage", page.usage), ("", ""), ("text", page.about)]
-    for title, rows in page.sections:
+def print_help(help: Help) -> None:
+    """Print a page of help, at most 100 columns wide."""
+    page = Page()
+    page.line(("usage: ", "dim"), (help.usage, "bold"))
+    page.line()
+    page.line(help.about)
+    for title, rows in help.sections:
         if rows:
-            lines += [("", ""), ("title", title)]
-            lines += [(kind, text) for row in rows for kind, text in _row(*row)]
-    if not sys.stdout.isatty():
-        print("\n".join(f"{'usage: ' * (kind == 'usage')}{text}" for kind, text in lines))
-        return
-    _print_styled(lines)
+            page.line()
+            page.line((title, "bold"))
+            page.rows(rows, indent=2, style="cyan", left=_LEFT)
 
 
-def _print_styled(lines: Rows) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(highlight=False, soft_wrap=True)
-    for kind, text in lines:
-        if kind == "row":
-            console.print(Text(text[:_LEFT], "cyan") + Text(text[_LEFT:]))
-        elif kind == "usage":
-            console.print(Text("usage: ", "dim") + Text(text, "bold"))
-        else:
-            console.print(Text(text, {"title": "bold", "wide": "cyan"}.get(kind, "")))
-
-
-def _row(name: str, meaning: str) -> Rows:
-    lines = textwrap.wrap(meaning, WIDTH - _LEFT) or [""]
-    if len(name) > _LEFT - 4:
-        return [("wide", f"  {name}"), *(("row", f"{'':{_LEFT}}{line}") for line in lines)]
-    first, *others = lines
-    left = f"  {name}"
-    return [
-        ("row", f"{left:{_LEFT}}{first}".rstrip()),
-        *(("row", f"{'':{_LEFT}}{line}") for line in others),
-    ]
+def _name(action: argparse.Action) -> str:
+    return str(action.metavar or action.dest)
 
 
 def _placed(action: argparse.Action) -> str:
-    name = str(action.metavar or action.dest)
+    name = _name(action)
     return {"*": f"[{name} ...]", "?": f"[{name}]"}.get(str(action.nargs), name)
 
 
 def _option(action: argparse.Action) -> str:
-    takes: Any = action.metavar if action.nargs != 0 else None
-    return ", ".join(action.option_strings) + (f" {takes}" if takes else "")
+    takes = f" {action.metavar}" if action.metavar else ""
+    return ", ".join(action.option_strings) + takes
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return what reads a whole number from an argument."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        return number
+
+    return read
+
+
+def number_at_least(least: float) -> Callable[[str], float]:
+    """Return what reads a number from an argument."""
+
+    def read(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+        if not least <= number < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not a number from {least:g} upwards")
+        return number
+
+    return read

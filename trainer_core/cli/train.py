@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 from argparse import Namespace
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer_core.errors import UserError
+from trainer_core.cli.settings import add_settings, split
+from trainer_core.terminal.output import say
+from trainer_core.terminal.page import Page
 
 if TYPE_CHECKING:
     from trainer_core.cli.failures import Context
     from trainer_core.cli.parsing import Parser
+    from trainer_core.config import Config
     from trainer_core.loop import Result
+
+_NOTHING = "stopped before the first step; nothing was changed"
 
 
 def configure(parser: Parser) -> None:
     """Declare the arguments."""
-    add_recipe(parser)
+    add_settings(parser)
     parser.add_argument(
         "--accept-changes",
         action="store_true",
@@ -25,74 +30,72 @@ def configure(parser: Parser) -> None:
     )
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument(
-        "--json", action="store_true", help="print one JSON object for each reported step"
+        "--json",
+        action="store_true",
+        help="print one JSON object a line: each reported step, then how it ended",
     )
     parser.examples = [
         ("trainer train", "the tiny preset, on Python's own standard library"),
-        ("trainer train run.steps=2000 run.name=long", "the same for longer, as another run"),
-        ("trainer train recipe.toml optimizer.use=sgd", "what a recipe says, but for one key"),
+        ("trainer train run.steps=2000", "the same for longer"),
+        ("trainer train recipe.toml", "what a recipe says"),
+        ("trainer train optimizer.use=sgd", "with one key set otherwise"),
         ("trainer explain config", "every key that can be set"),
     ]
 
 
 def run(arguments: Namespace, context: Context) -> int:
     """Train, and show how it ended."""
-    from trainer_core.config import load_config
-    from trainer_core.loop import train
-
-    recipe, overrides = split(arguments.settings)
-    if arguments.quiet or arguments.json:
-        overrides.append(f"plugins.progress.style={'json' if arguments.json else 'quiet'}")
-    config = load_config(recipe, overrides)
-    context.directory = config.directory
-    result = train(config, arguments.accept_changes)
-    if not (arguments.quiet or arguments.json):
-        _show(result)
+    # From here on SIGTERM is a KeyboardInterrupt too, wherever the loop does not handle it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    style = "json" if arguments.json else "quiet" if arguments.quiet else ""
+    try:
+        config, result = _train(arguments, style, context)
+    except KeyboardInterrupt:
+        if style == "json":
+            say('{"event": "done", "step": 0, "stopped": "interrupted"}')
+        elif not style:
+            Page().line(_NOTHING)
+        return 0
+    # The run itself is done and saved; only its sample can be cut off.
+    with contextlib.suppress(KeyboardInterrupt):
+        _show(config, result, arguments.settings)
     return 0
 
 
-def add_recipe(parser: Parser) -> None:
-    """Declare `[RECIPE.toml] [KEY=VALUE ...]`."""
-    parser.add_argument(
-        "settings",
-        metavar="RECIPE.toml KEY=VALUE",
-        nargs="*",
-        help="a recipe, and settings that come before it: model.layers=12",
-    )
+def _train(arguments: Namespace, style: str, context: Context) -> tuple[Config, Result]:
+    from trainer_core.config import load_config
+    from trainer_core.defaults.progress import Progress
+    from trainer_core.loop import train
+
+    recipe, overrides = split(arguments.settings)
+    if style:
+        overrides.append(f"plugins.progress.style={style}")
+    config = load_config(recipe, overrides)
+    context.directory = config.directory
+    progress = config.chosen.get("plugins.progress")
+    shown = progress.plugin if progress and isinstance(progress.plugin, Progress) else None
+    if not style:
+        page = Page()
+        for notice in config.notices:
+            page.line(("note: ", "yellow"), notice)
+    try:
+        if shown is not None:
+            shown.display.phase("starting")
+        return config, train(config, arguments.accept_changes)
+    finally:
+        if shown is not None:
+            shown.close()
 
 
-def split(settings: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """Return the recipe and the overrides among what was typed.
+def _show(config: Config, result: Result, settings: list[str]) -> None:
+    from trainer_core.cli import closing
 
-    Raises:
-        UserError: an argument is neither, or there are two recipes.
-    """
-    recipe: Path | None = None
-    overrides = []
-    for text in settings:
-        if "=" in text:
-            overrides.append(text)
-            continue
-        path = Path(text)
-        if recipe is not None:
-            raise UserError(
-                f"there can be one recipe, and {str(recipe)!r} and {text!r} are given; a recipe "
-                f'can build on another: base = "other.toml"'
-            )
-        if path.is_dir():
-            raise UserError(f"{text!r} is a folder; give a recipe, a .toml file")
-        if not path.exists() and path.suffix != ".toml":
-            raise UserError(
-                f"{text!r} is neither KEY=VALUE nor a file; to set a key: run.steps=100"
-            )
-        recipe = path
-    return recipe, overrides
-
-
-def _show(result: Result) -> None:
-    if result.program is None:
-        print("stopped before training began; nothing was written")
-    elif result.stopped:
-        print(f"stopped by {result.stopped} after step {result.step}; the same command goes on")
-    else:
-        print(f"done: {result.step} steps, in {result.directory}")
+    progress = config.table.get("plugins", {}).get("progress") or {}
+    style = progress.get("style", "auto")
+    if style == "json":
+        say(closing.as_json(config, result))
+    elif style != "quiet":
+        if result.program is None:
+            Page().line(_NOTHING)
+        elif result.program.run.is_main:
+            closing.show(config, result, settings)

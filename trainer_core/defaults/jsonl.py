@@ -47,10 +47,18 @@ class JsonLines:
 
 
 def json_line(step: int, metrics: Metrics) -> str:
-    """Return a step's metrics as one JSON object; names that begin with `_` are left out."""
-    shown = {name: value for name, value in metrics.items() if not name.startswith("_")}
+    """Return a step's metrics as one line of JSON."""
+    return json.dumps({"step": step} | json_metrics(metrics))
+
+
+def json_metrics(metrics: Metrics) -> dict[str, Any]:
+    """Return metrics as JSON values, without those whose names begin with `_`."""
     # repr of a float reads back exactly; NaN and Infinity are no JSON, so they are strings.
-    return json.dumps({"step": step} | _plain(shown))
+    return {
+        name: value if not isinstance(value, float) or abs(value) < float("inf") else str(value)
+        for name, value in metrics.items()
+        if not name.startswith("_")
+    }
 
 
 def _lines_up_to(lines: list[str], step: int) -> list[str]:
@@ -64,10 +72,3 @@ def _lines_up_to(lines: list[str], step: int) -> list[str]:
         if entry["step"] <= step:
             kept.append(line)
     return kept
-
-
-def _plain(metrics: Metrics) -> dict[str, Any]:
-    return {
-        name: value if not isinstance(value, float) or abs(value) < float("inf") else str(value)
-        for name, value in metrics.items()
-    }

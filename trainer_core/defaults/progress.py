@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import attrs
 from attrs.validators import ge
@@ -14,6 +13,16 @@ if TYPE_CHECKING:
     from trainer_core.program import Program
     from trainer_core.run import Run
     from trainer_core.types import Metrics
+
+
+class Display(Protocol):
+    """One way to show a run; it may be closed before it was told anything, and twice."""
+
+    def phase(self, name: str) -> None: ...
+    def start(self, run: Run, program: Program, step: int) -> None: ...
+    def report(self, step: int, metrics: Metrics) -> None: ...
+    def close(self) -> None: ...
+
 
 STYLES = ("auto", "live", "plain", "json", "quiet")
 
@@ -31,19 +40,21 @@ class Progress:
     every: float = setting(
         5.0, "between two plain lines", unit="seconds", check=ge(0), may_change=True
     )
-    _display: Any = attrs.field(init=False, default=None)
+    _display: Display | None = attrs.field(init=False, default=None)
 
     @property
-    def display(self) -> Any:
+    def display(self) -> Display:
         """What shows the run; made when it is first needed."""
         if self._display is None:
-            self._display = _make(self.style, self.every)
+            self._display = make_display(self.style, self.every)
         return self._display
 
     @hookimpl
     def phase(self, run: Run, name: str) -> None:
         if run.is_main:
             self.display.phase(name)
+        else:
+            self.close()
 
     @hookimpl
     def start(self, run: Run, program: Program, step: int) -> None:
@@ -57,11 +68,15 @@ class Progress:
 
     @hookimpl
     def close(self) -> None:
-        if self._display is not None:
-            self._display.close()
+        display, self._display = self._display, None
+        if display is not None:
+            display.close()
 
 
-def _make(style: str, every: float) -> Any:
+def make_display(style: str, every: float) -> Display:
+    """Return what shows a run in one of the `STYLES`."""
+    from trainer_core.terminal.output import is_terminal
+
     if style == "quiet":
         from trainer_core.terminal.machine import QuietDisplay
 
@@ -70,6 +85,10 @@ def _make(style: str, every: float) -> Any:
         from trainer_core.terminal.machine import JsonDisplay
 
         return JsonDisplay()
+    if style == "live" or (style == "auto" and is_terminal()):
+        from trainer_core.terminal.live import LiveDisplay
+
+        return LiveDisplay()
     from trainer_core.terminal.plain import PlainDisplay
 
     return PlainDisplay(every)

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from trainer_core.terminal import figures
+from trainer_core.terminal.page import Part
 
 GAP = "  "
-# These have places of their own in a line, or are for machines: they can be computed from others.
-_PLACED = {"loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second", "skipped_steps"}
+# Cumulative numbers that the other fields tell better.
 _UNSHOWN = {"tokens", "seconds"}
+_WORD = "dim"
+
+# The metrics with a place of their own: the words before, the figure, the words after.
+_PLACES: dict[str, tuple[str, Callable[[Any], str], str]] = {
+    "loss": ("loss ", figures.loss, ""),
+    "eval_loss": ("eval ", figures.loss, ""),
+    "learning_rate": ("lr ", figures.scientific, ""),
+    "grad_norm": ("grad ", figures.norm, ""),
+    "tokens_per_second": ("", lambda value: f"{figures.short(value):>5}", " tokens/s"),
+    "skipped_steps": ("skipped ", str, ""),
+}
 
 
-def step_line(step: int, steps: int, metrics: Mapping[str, Any], left: float | None = None) -> str:
+def step_line(
+    step: int, steps: int, metrics: Mapping[str, Any], left: float | None = None
+) -> list[Part]:
     """Return `step 312/700  loss 1.8342  lr 8.11e-04  grad 0.412  12.3k tokens/s  0:42 left`.
 
     Args:
@@ -22,31 +35,29 @@ def step_line(step: int, steps: int, metrics: Mapping[str, Any], left: float | N
         metrics: of this step; those whose names begin with `_` are not shown.
         left: seconds until the last step, where they are known.
     """
-    width = len(str(steps))
-    fields = [f"step {step:>{width}}/{steps}", *_fields(metrics)]
+    parts: list[Part] = [("step ", _WORD), f"{step:>{len(str(steps))}}", (f"/{steps}", _WORD)]
+    for field in fields(metrics):
+        parts += [GAP, *field]
     if left is not None:
-        fields.append(f"{figures.duration(left)} left")
-    return GAP.join([*fields, *extras(metrics)])
+        parts += [GAP, f"{figures.duration(left):>5}", (" left", _WORD)]
+    for field in extras(metrics):
+        parts += [GAP, *field]
+    return parts
 
 
-def extras(metrics: Mapping[str, Any]) -> list[str]:
-    """Return the metrics that a line has no place for, as `name value`."""
-    return [
-        f"{name} {figures.plain(value)}"
-        for name, value in metrics.items()
-        if name not in _PLACED | _UNSHOWN and not name.startswith("_")
-    ]
+def fields(metrics: Mapping[str, Any]) -> Iterator[list[Part]]:
+    """Yield those metrics that have a place of their own, in its order."""
+    for name, (before, show, after) in _PLACES.items():
+        if name in metrics and not (name == "skipped_steps" and not metrics[name]):
+            yield [(before, _WORD), show(metrics[name]), (after, _WORD)]
 
 
-def _fields(metrics: Mapping[str, Any]) -> Iterator[str]:
-    shown = {
-        "loss": lambda value: f"loss {figures.loss(value)}",
-        "eval_loss": lambda value: f"eval {figures.loss(value)}",
-        "learning_rate": lambda value: f"lr {figures.scientific(value)}",
-        "grad_norm": lambda value: f"grad {figures.norm(value)}",
-        "tokens_per_second": lambda value: f"{figures.short(value):>5} tokens/s",
-        "skipped_steps": lambda value: f"skipped {value}" if value else "",
-    }
-    for name, show in shown.items():
-        if name in metrics and (text := show(metrics[name])):
-            yield text
+def extras(metrics: Mapping[str, Any]) -> Iterator[list[Part]]:
+    """Yield all other metrics, by their names."""
+    for name, value in metrics.items():
+        if name not in _PLACES and name not in _UNSHOWN and not name.startswith("_"):
+            yield [(f"{name} ", _WORD), figures.plain(value)]
+
+
+def width(parts: list[Part]) -> int:
+    return sum(len(part if isinstance(part, str) else part[0]) for part in parts)

@@ -4,19 +4,43 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any, TextIO
 
 
-def say(text: str) -> None:
-    """Print a line; where stdout is closed, go on in silence.
+class Stdout:
+    """The stdout of now, which swallows text in silence once it is closed.
 
     A run whose terminal is gone, or whose reader has read enough, still has a state to save.
     """
-    try:
-        print(text, flush=True)
-    except OSError:
-        _into_nothing()
-    except ValueError:  # the file object itself is closed
-        return
+
+    def __init__(self) -> None:
+        self._stream: TextIO = sys.stdout
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except UnicodeEncodeError:
+            encoding = self._stream.encoding
+            self._stream.write(text.encode(encoding, "replace").decode(encoding))
+        except (OSError, ValueError):
+            _into_nothing()
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            _into_nothing()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def say(text: str) -> None:
+    """Print a line, and see to it that it gets out now."""
+    stdout = Stdout()
+    stdout.write(f"{text}\n")
+    stdout.flush()
 
 
 def flush() -> None:
@@ -28,6 +52,17 @@ def flush() -> None:
             _into_nothing()
 
 
+def is_terminal() -> bool:
+    """Whether a person watches stdout, on something that can redraw."""
+    try:
+        return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    except ValueError:
+        return False
+
+
 def _into_nothing() -> None:
     # Otherwise the interpreter complains about what is still buffered when it exits.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # type: ignore[union-attr]
+    except (OSError, ValueError, AttributeError):
+        return

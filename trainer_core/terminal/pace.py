@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 _WINDOW = 60.0  # seconds: long enough to average over evaluations and saves
 _MARK_EVERY = 0.5
+_SMOOTHING = 3.0  # seconds
 
 
 class Pace:
     """The steps of the last minute, by the clock.
+
+    Attributes:
+        tokens_per_second: smoothed, so that it can be read while it changes.
 
     Args:
         steps: of the whole run.
@@ -17,11 +22,16 @@ class Pace:
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
+        self.tokens_per_second: float | None = None
+        self._reports = 0
         self._marks: deque[tuple[float, int]] = deque()
         self._latest: tuple[float, int] | None = None
 
-    def add(self, step: int, now: float) -> None:
+    def add(self, step: int, now: float, tokens_per_second: float | None = None) -> None:
         """Note that a step was finished at this time."""
+        if tokens_per_second is not None:
+            self._smooth(now, tokens_per_second)
+        self._reports += 1
         self._latest = (now, step)
         if not self._marks or now - self._marks[-1][0] >= _MARK_EVERY:
             self._marks.append((now, step))
@@ -38,3 +48,11 @@ class Pace:
             return None
         seconds = (self.steps - step) * (at - then) / (step - first)
         return max(0.0, seconds - (now - at))
+
+    def _smooth(self, now: float, measured: float) -> None:
+        # The first step pays for caches and buffers, and says nothing of the others.
+        if self.tokens_per_second is None or self._latest is None or self._reports < 2:
+            self.tokens_per_second = measured
+            return
+        weight = 1 - math.exp(-(now - self._latest[0]) / _SMOOTHING)
+        self.tokens_per_second += weight * (measured - self.tokens_per_second)

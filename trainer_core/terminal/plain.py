@@ -7,9 +7,9 @@ import time
 from typing import TYPE_CHECKING
 
 from trainer_core.terminal.lines import step_line
-from trainer_core.terminal.output import say
 from trainer_core.terminal.pace import Pace
-from trainer_core.terminal.summary import summary_rows
+from trainer_core.terminal.page import Page
+from trainer_core.terminal.summary import STOPPING, summary_rows
 
 if TYPE_CHECKING:
     from trainer_core.program import Program
@@ -27,7 +27,9 @@ class PlainDisplay:
     """
 
     def __init__(self, every: float) -> None:
+        self._page = Page()
         self._every = every
+        self._run: Run | None = None
         self._pace: Pace | None = None
         self._phase: tuple[str, float] | None = None
         self._spoke = time.monotonic()
@@ -42,37 +44,37 @@ class PlainDisplay:
             self._heart.start()
 
     def start(self, run: Run, program: Program, step: int) -> None:
-        rows = summary_rows(run, program, step)
-        width = max(len(label) for label, _ in rows)
-        for label, value in rows:
-            self._say(f"{label:<{width}}  {value}")
-        self._say("")
-        self._pace = Pace(run.settings.steps)
+        self._page.rows(summary_rows(run, program, step))
+        self._page.line()
+        self._spoke = time.monotonic()
+        self._run, self._pace = run, Pace(run.settings.steps)
 
     def report(self, step: int, metrics: Metrics) -> None:
-        now = time.monotonic()
         pace = self._pace
-        if pace is None:
-            return
-        pace.add(step, now)
+        assert pace is not None
+        now = time.monotonic()
+        pace.add(step, now, metrics.get("tokens_per_second"))
         wanted = step == pace.steps or any(name.startswith("eval") for name in metrics)
         if wanted or now - self._step_shown >= self._every:
-            self._step_shown = now
+            self._step_shown = self._spoke = now
             left = pace.seconds_left(now) if step < pace.steps else None
-            self._say(step_line(step, pace.steps, metrics, left))
+            if pace.tokens_per_second is not None:
+                metrics = {**metrics, "tokens_per_second": pace.tokens_per_second}
+            self._page.line(*step_line(step, pace.steps, metrics, left))
 
     def close(self) -> None:
         self._ended.set()
         if self._heart is not None:
             self._heart.join()
 
-    def _say(self, text: str) -> None:
-        self._spoke = time.monotonic()
-        say(text)
-
     def _beat(self) -> None:
-        while not self._ended.wait(0.25):
+        told = False
+        while not self._ended.wait(0.2):
+            if self._run is not None and self._run.stopping and not told:
+                told = True
+                self._page.line(f"{self._run.stopping.reason}: {STOPPING}")
             name, began = self._phase or ("", 0.0)
             now = time.monotonic()
             if name and now - max(self._spoke, began) >= HEARTBEAT:
-                self._say(f"{name} ... {now - began:.0f} s")
+                self._spoke = now
+                self._page.line(f"{name} ... {now - began:.0f} s")

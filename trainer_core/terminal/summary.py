@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trainer_core.terminal import figures
@@ -10,10 +11,10 @@ if TYPE_CHECKING:
     from trainer_core.program import Program
     from trainer_core.run import Run
 
-Rows = list[tuple[str, str]]
+STOPPING = "stops after this step and saves; Ctrl-C once more ends at once, without saving"
 
 
-def summary_rows(run: Run, program: Program, step: int) -> Rows:
+def summary_rows(run: Run, program: Program, step: int) -> list[tuple[str, str]]:
     """Return (label, value) of what a person checks before letting a run go on.
 
     Args:
@@ -22,29 +23,36 @@ def summary_rows(run: Run, program: Program, step: int) -> Rows:
         step: from which it goes on.
     """
     config = run.config
-    rows: Rows = [("model", _model(config, program))]
-    rows.append(("batch", _batch(run, program)))
-    rows.append(("devices", _devices(run)))
-    rows += [(name, text) for name, text in program.data.summary.items()]
-    rows.append(("optimizer", _optimizer(config)))
-    rows.append(("run", f"{run.directory}, {run.settings.steps:,} steps"))
+    rows = [
+        ("model", _model(config, program)),
+        ("batch", _batch(run, program)),
+        ("devices", _devices(run)),
+        *program.data.summary.items(),
+        ("optimizer", _optimizer(config)),
+        ("run", f"{run.directory}, {run.settings.steps:,} steps{_saved(run)}"),
+    ]
     if step:
         rows.append(("resumed", f"from the checkpoint of step {step:,}"))
     return rows
 
 
-def _model(config: Any, program: Program) -> str:
-    parts = {name: text for name, text in program.model.summary.items() if name != "parameters"}
-    described = ", ".join(f"{name} {text}" for name, text in parts.items())
+def _model(config: Mapping[str, Any], program: Program) -> str:
+    said = dict(program.model.summary)
+    said.pop("parameters", None)
+    preset = said.pop("preset", "")
+    name = f"{config['model']['use']} {preset}".strip()
+    described = "; ".join(f"{name} {text}" for name, text in said.items())
     count = f"{figures.amount(program.param_count)} parameters"
-    return f"{config['model']['use']}, {count}" + (f", {described}" if described else "")
+    return f"{name}, {count}" + (f"\n{described}" if described else "")
 
 
 def _batch(run: Run, program: Program) -> str:
+    parts = int(run.config["accumulate"].get("microbatches", 1))
+    split = f", in {parts} microbatches" if parts > 1 else ""
     tokens = program.tokens_per_step
     if tokens is None:
-        return f"{run.batch_size:,} examples a step"
-    return f"{run.batch_size:,} sequences, {tokens:,} tokens a step"
+        return f"{run.batch_size:,} examples a step{split}"
+    return f"{run.batch_size:,} sequences, {tokens:,} tokens a step{split}"
 
 
 def _devices(run: Run) -> str:
@@ -52,10 +60,20 @@ def _devices(run: Run) -> str:
     kind = devices[0].device_kind
     axes = [f"{name} {size}" for name, size in run.mesh.shape.items() if size > 1]
     mesh = f", mesh {' x '.join(axes)}" if axes else ""
-    return f"{len(devices)} x {kind}{mesh}"
+    places = f", {run.processes} processes" if run.processes > 1 else ""
+    return f"{len(devices)} x {kind.upper() if kind == 'cpu' else kind}{mesh}{places}"
 
 
-def _optimizer(config: Any) -> str:
+def _optimizer(config: Mapping[str, Any]) -> str:
     schedule = dict(config["schedule"])
-    text = f"{config['optimizer']['use']}, learning rate {schedule.get('learning_rate', '?')}"
-    return f"{text}, {schedule['use']}"
+    use = schedule.pop("use")
+    rate = schedule.pop("learning_rate", None)
+    said = [f"{config['optimizer']['use']}, {use} schedule"]
+    if rate is not None:
+        said.append(f"peak learning rate {rate:g}")
+    said += [f"{name} {value}" for name, value in schedule.items() if name == "warmup"]
+    return ", ".join(said)
+
+
+def _saved(run: Run) -> str:
+    return f", a checkpoint every {run.save_every:,}" if run.save_every else ""

@@ -1,0 +1,98 @@
+"""Open a run to read it: its config, its program, its newest state. Writes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+
+from trainer_core.cli.waiting import waiting
+from trainer_core.errors import UserError
+
+if TYPE_CHECKING:
+    from trainer_core.config import Config
+    from trainer_core.program import Program
+    from trainer_core.types import TrainState
+
+
+@attrs.frozen
+class Reading:
+    """A run as it stands on disk.
+
+    Attributes:
+        step: how many steps were made until its newest checkpoint.
+    """
+
+    program: Program
+    state: TrainState
+    step: int
+
+
+@contextmanager
+def read_run(directory: Path, overrides: Sequence[str]) -> Iterator[Reading]:
+    """Open the newest checkpoint of a run, by the hooks that the run itself would use.
+
+    Args:
+        directory: of the run.
+        overrides: `KEY=VALUE`, on top of what the run was made with.
+
+    Raises:
+        UserError: it is no run directory, it has no checkpoint, or the overrides do not fit it.
+    """
+    config = _config(directory, overrides)
+    with waiting("starting") as phase:
+        from trainer_core.assemble import open_run
+        from trainer_core.program import build_program
+        from trainer_core.signals import interruptible
+
+        run, hooks = interruptible(lambda: open_run(config))
+        try:
+            phase("building")
+            program = interruptible(lambda: build_program(run, hooks))
+            phase("restoring")
+            like = program.abstract_state
+            state = interruptible(lambda: hooks.restore(run=run, like=like, data=program.data))
+        except BaseException as error:
+            hooks.close(run=run, error=error)
+            raise
+    try:
+        if state is None:
+            use = config.chosen["checkpoint"].candidate.name
+            raise UserError(
+                f"{directory} has no checkpoint yet ([checkpoint] use = {json.dumps(use)}); "
+                f"it has one after its first save"
+            )
+        yield Reading(program, state, int(state.step))
+    finally:
+        hooks.close(run=run, error=None)
+
+
+def _config(directory: Path, overrides: Sequence[str]) -> Config:
+    from trainer_core.config import load_config
+
+    recipe = directory / "config.toml"
+    if not recipe.is_file():
+        what = "is no run directory: it has no config.toml"
+        raise UserError(
+            f"{directory} {what if directory.exists() else 'does not exist'}{_runs_near(directory)}"
+        )
+    return load_config(
+        recipe,
+        [
+            # It may have been moved since, and it shall not show what a training run shows.
+            f"run.directory={json.dumps(str(directory))}",
+            "plugins.progress=false",
+            *overrides,
+        ],
+    )
+
+
+def _runs_near(directory: Path) -> str:
+    folders = [directory, directory.parent, Path("runs")]
+    found = {path.parent for folder in folders for path in folder.glob("*/config.toml")}
+    newest = sorted(found, key=lambda run: -run.stat().st_mtime)[:5]
+    return f"; there are: {', '.join(map(str, newest))}" if newest else ""
