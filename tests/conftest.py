@@ -1,0 +1,149 @@
+"""What the core's tests share: recipes of the small models, and a process with eight devices."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before jax is imported. The CPU, whatever else the machine has; and a program that several
+# tests compile, or the processes that they start, is compiled once.
+os.environ["JAX_PLATFORMS"] = "cpu"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="trainer-core-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+# Recipes name `models:Perceptron`, and pytest imports tests without touching the path.
+sys.path.insert(0, str(Path(__file__).parent))
+
+_OUTCOMES = "TRAINER_CORE_TESTS_OUTCOMES"  # set in the process with eight devices: where to write
+
+Recipe = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    """Return `programs.recipe` for a run in a folder of this test."""
+
+    import programs
+
+    def make(**tables: Mapping[str, Any]) -> dict[str, Any]:
+        return programs.recipe(**{**tables, "run": {**folder, **tables.get("run", {})}})
+
+    folder = {"directory": str(tmp_path / "run")}
+    return make
+
+
+@pytest.fixture
+def quick_compiles() -> Iterator[None]:
+    """Compile without most optimizations: these programs run for less time than they compile."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def user_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
+    """Return a function that writes a user's file beside the recipes of a test."""
+    before = set(sys.modules)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    folder = str(tmp_path.resolve())
+
+    def write(name: str, source: str) -> Path:
+        path = tmp_path / name
+        path.write_text(source)
+        return path
+
+    yield write
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(folder):
+            del sys.modules[name]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "eight_devices: runs in another process, which has eight simulated devices; one process "
+        "for all such tests of a session. Fixtures are set up in both.",
+    )
+    config.stash[_child] = None
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    # Not under xdist, whose workers know only at run time which tests are theirs.
+    if _OUTCOMES not in os.environ and "PYTEST_XDIST_WORKER" not in os.environ:
+        _start(session)
+
+
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    if _OUTCOMES in os.environ or not pyfuncitem.get_closest_marker("eight_devices"):
+        return None
+    child = _start(pyfuncitem.session)
+    assert child is not None
+    failure = child.outcome(pyfuncitem.nodeid)
+    if failure is not None:
+        pytest.fail(f"in the process with eight devices:\n{failure}", pytrace=False)
+    return True
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if _OUTCOMES in os.environ and (report.when == "call" or report.failed):
+        failure = report.longreprtext if report.failed else None
+        with Path(os.environ[_OUTCOMES]).open("a") as file:
+            file.write(json.dumps([report.nodeid, failure]) + "\n")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    child = session.config.stash[_child]
+    if child is not None:
+        child.end()
+
+
+class _Child:
+    """A run of pytest on some tests, in a process with eight simulated devices."""
+
+    def __init__(self, root: Path, tests: list[str]) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="trainer-core-tests-")
+        self.outcomes = Path(self.folder.name, "outcomes")
+        self.log = Path(self.folder.name, "log")
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *tests],
+                cwd=root,
+                env=os.environ | {"XLA_FLAGS": flags, _OUTCOMES: str(self.outcomes)},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def outcome(self, test: str) -> str | None:
+        """Wait for the process, and return how a test failed; None where it passed."""
+        self.process.wait()
+        lines = self.outcomes.read_text().splitlines() if self.outcomes.exists() else []
+        outcomes: dict[str, str | None] = dict(json.loads(line) for line in lines)
+        return outcomes[test] if test in outcomes else self.log.read_text()
+
+    def end(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+        self.folder.cleanup()
+
+
+_child = pytest.StashKey[_Child | None]()
+
+
+def _start(session: pytest.Session) -> _Child | None:
+    tests = [item.nodeid for item in session.items if item.get_closest_marker("eight_devices")]
+    if tests and session.config.stash[_child] is None and not session.config.option.collectonly:
+        session.config.stash[_child] = _Child(session.config.rootpath, tests)
+    return session.config.stash[_child]

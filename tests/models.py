@@ -1,0 +1,272 @@
+"""Small plugins to test the core with: a perceptron in plain JAX, its data, and observers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import attrs
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trainer_core import Axis, Data, Model, ParamInfo, Term, hookimpl, plugin, setting
+
+COEFFICIENTS = {"squares": 1.0, "sizes": 0.3, "penalty": 0.05}
+
+
+@plugin
+class Perceptron:
+    """One hidden layer of tanh, and everything that a model may have: terms with different
+    weights, an auxiliary mean, dropout, a buffer that depends on the order of batches, a stack
+    of scanned layers, and a parameter whose gradient the batch can spoil.
+    """
+
+    inputs: int = setting(8)
+    width: int = setting(16)
+    outputs: int = setting(8)
+    depth: int = setting(0, "scanned layers between the hidden one and the output")
+    terms: list[str] = setting(attrs.Factory(lambda: ["squares"]))
+    dropout: float = setting(0.0)
+    dtype: str = setting("float32", "of the parameters")
+    random_init: bool = setting(False, "draw every parameter by itself")
+    axis: str = setting("embed", "the logical name of the input axis")
+
+    @hookimpl
+    def build_state(self) -> Model:
+        return Model(
+            init=self.init,
+            terms=self.losses,
+            params=self.infos(),
+            buffers={"average": _info("average", (self.inputs,), (None,), "other", "float32")},
+            coefficients={name: COEFFICIENTS[name] for name in self.terms},
+        )
+
+    def infos(self) -> dict[str, Any]:
+        hidden = (self.inputs, self.width)
+        infos: dict[str, Any] = {
+            "hidden": {
+                "kernel": self._info("hidden/kernel", hidden, (self.axis, "mlp"), "matrix"),
+                "bias": self._info("hidden/bias", (self.width,), ("mlp",), "bias"),
+            },
+            "gain": self._info("gain", (self.width,), ("norm",), "norm"),
+            "out": {
+                "kernel": self._info(
+                    "out/kernel", (self.width, self.outputs), ("mlp", "embed"), "matrix"
+                )
+            },
+        }
+        if self.depth:
+            shape = (self.depth, self.width, self.width)
+            infos["stack"] = self._info("stack", shape, ("layers", None, "mlp"), "matrix")
+        return infos
+
+    def init(self, key: jax.Array) -> tuple[dict[str, Any], dict[str, Any]]:
+        leaves, structure = jax.tree.flatten(self.infos())
+        # One draw for all parameters unless `random_init`: half the time of many to compile.
+        first = jax.random.uniform(key) * 6
+        arrays = []
+        for index, info in enumerate(leaves):
+            if self.random_init:
+                array = jax.random.normal(jax.random.fold_in(key, index), info.shape)
+            else:
+                places = jnp.arange(math.prod(info.shape), dtype=jnp.float32) + 100.0 * index
+                array = jnp.sin(first + places).reshape(info.shape)
+            arrays.append((array / info.shape[0] ** 0.5).astype(info.dtype))
+        return jax.tree.unflatten(structure, arrays), {"average": jnp.zeros((self.inputs,))}
+
+    def losses(
+        self, params: Any, buffers: Any, batch: Any, key: jax.Array, train: bool
+    ) -> tuple[dict[str, Term], Any]:
+        x, weights = batch["x"], batch["weights"]
+        bias = _spoiled(params["hidden"]["bias"], batch["spoil"][0])
+        hidden = params["gain"] * jnp.tanh(x @ params["hidden"]["kernel"] + bias)  # [batch, width]
+        if self.depth:
+            hidden, _ = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), hidden, params["stack"])
+        if train and self.dropout:
+            kept = jax.random.bernoulli(key, 1 - self.dropout, hidden.shape)
+            hidden = jnp.where(kept, hidden / (1 - self.dropout), 0)
+        y = hidden @ params["out"]["kernel"]  # [batch, outputs]
+        squares = jnp.sum((y - batch["targets"]) ** 2, axis=-1)
+        found = {
+            "squares": Term(jnp.sum(weights * squares), jnp.sum(weights)),
+            "sizes": Term(
+                jnp.sum(batch["others"] * jnp.sum(y**2, axis=-1)), jnp.sum(batch["others"])
+            ),
+            # A mean that knows no weights: 1 a microbatch, so that it is averaged over them.
+            "penalty": Term(jnp.mean(hidden**2), 1.0),
+        }
+        if train:
+            buffers = {"average": 0.5 * buffers["average"] + 0.5 * jnp.mean(x, axis=0)}
+        return {name: found[name] for name in self.terms}, buffers
+
+    def _info(self, path: str, shape: Any, names: Any, kind: Any) -> ParamInfo:
+        return _info(path, shape, names, kind, self.dtype)
+
+
+@plugin
+class Examples:
+    """Random rows, a pure function of seed and step, with ragged weights."""
+
+    batch_size: int = setting(16)
+    inputs: int = setting(8)
+    outputs: int = setting(8)
+    held_out: int = setting(2, "held-out batches")
+    nan_loss: list[int] = setting(attrs.Factory(list), "steps, from 0, with a NaN in a target")
+    nan_gradient: list[int] = setting(
+        attrs.Factory(list), "steps whose gradient of hidden/bias is NaN, and nothing else"
+    )
+
+    @hookimpl
+    def build_data(self, run: Any) -> Data:
+        return _Rows(self, run.settings.seed)
+
+
+class _Rows(Data):
+    def __init__(self, settings: Examples, seed: int) -> None:
+        self.settings, self.seed = settings, seed
+        self.held_out_batches = settings.held_out
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        rows = self._rows(step)
+        if step in self.settings.nan_loss:
+            rows["targets"][0, 0] = np.nan
+            rows["weights"][0] = 1.0
+        if step in self.settings.nan_gradient:
+            rows["spoil"][:] = np.nan
+        return rows
+
+    def held_out(self, index: int) -> dict[str, np.ndarray]:
+        return self._rows(1_000_000 + index)
+
+    def _rows(self, index: int) -> dict[str, np.ndarray]:
+        given = self.settings
+        return rows(given.batch_size, given.inputs, given.outputs, [self.seed, index])
+
+
+def rows(count: int, inputs: int = 8, outputs: int = 8, seed: Any = 0) -> dict[str, np.ndarray]:
+    """Return a batch for the perceptron, its weights ragged: whole numbers from 0 to 3."""
+    random = np.random.default_rng(seed)
+    batch = {
+        "x": random.normal(size=(count, inputs)),
+        "targets": random.normal(size=(count, outputs)),
+        "weights": random.integers(0, 4, count),
+        "others": random.integers(0, 4, count),
+        "spoil": np.ones(count),
+    }
+    return {name: array.astype(np.float32) for name, array in batch.items()}
+
+
+@plugin
+class Recorder:
+    """Notes every call of every hook, with what it was given, for tests to look at."""
+
+    calls: list[tuple[str, dict[str, Any]]] = attrs.field(init=False, factory=list)
+
+    @hookimpl(wrapper=True)
+    def build_data(self, run: Any) -> Any:
+        return (yield from self._around("build_data", run=run))
+
+    @hookimpl(wrapper=True)
+    def build_state(self, run: Any) -> Any:
+        return (yield from self._around("build_state", run=run))
+
+    @hookimpl(wrapper=True)
+    def build_schedule(self, run: Any) -> Any:
+        return (yield from self._around("build_schedule", run=run))
+
+    @hookimpl(wrapper=True)
+    def build_optimizer(self, run: Any, model: Any, learning_rate: Any) -> Any:
+        return (
+            yield from self._around(
+                "build_optimizer", run=run, model=model, learning_rate=learning_rate
+            )
+        )
+
+    @hookimpl(wrapper=True)
+    def accumulate(self, run: Any, model: Any, loss: Any) -> Any:
+        return (yield from self._around("accumulate", run=run, model=model, loss=loss))
+
+    @hookimpl(wrapper=True)
+    def step(self, run: Any, grad_fn: Any, optimizer: Any, learning_rate: Any) -> Any:
+        return (
+            yield from self._around(
+                "step", run=run, grad_fn=grad_fn, optimizer=optimizer, learning_rate=learning_rate
+            )
+        )
+
+    @hookimpl(wrapper=True)
+    def shard(self, run: Any, model: Any, abstract_state: Any) -> Any:
+        return (
+            yield from self._around("shard", run=run, model=model, abstract_state=abstract_state)
+        )
+
+    @hookimpl(wrapper=True)
+    def restore(self, run: Any, like: Any, data: Any) -> Any:
+        return (yield from self._around("restore", run=run, like=like, data=data))
+
+    @hookimpl
+    def start(self, run: Any, program: Any, step: int) -> None:
+        self._note("start", run=run, program=program, step=step)
+
+    @hookimpl
+    def report(self, run: Any, step: int, metrics: Any) -> None:
+        self._note("report", run=run, step=step, metrics=dict(metrics))
+
+    @hookimpl
+    def evaluate(self, run: Any, step: int, state: Any) -> None:
+        self._note("evaluate", run=run, step=step, state=state)
+
+    @hookimpl
+    def save(self, run: Any, step: int, state: Any, data: Any) -> None:
+        self._note("save", run=run, step=step, state=state, data=data)
+
+    @hookimpl
+    def phase(self, run: Any, name: str) -> None:
+        self._note("phase", run=run, name=name)
+
+    @hookimpl
+    def close(self, run: Any, error: Any) -> None:
+        self._note("close", run=run, error=error)
+
+    def names(self) -> list[str]:
+        return [name for name, _ in self.calls]
+
+    def given(self, hook: str) -> list[dict[str, Any]]:
+        return [arguments for name, arguments in self.calls if name == hook]
+
+    def _note(self, hook: str, **arguments: Any) -> None:
+        self.calls.append((hook, arguments))
+
+    def _around(self, hook: str, **arguments: Any) -> Any:
+        self._note(hook, **arguments)
+        answer = yield
+        arguments["answer"] = answer
+        return answer
+
+
+@plugin
+class StopAfter:
+    """Asks the run to stop in `evaluate` or, where that is not due, in `report`, of a step."""
+
+    step: int = setting()
+
+    @hookimpl
+    def report(self, run: Any, step: int) -> None:
+        if step == self.step:
+            run.stop(f"stopped by the test after {step} steps")
+
+
+@jax.custom_jvp
+def _spoiled(x: jax.Array, factor: jax.Array) -> jax.Array:
+    """`x`, whose derivative is `factor`: a NaN in the gradient and nowhere else."""
+    return x
+
+
+@_spoiled.defjvp
+def _spoiled_jvp(primals: Any, tangents: Any) -> Any:
+    return primals[0], tangents[0] * primals[1].astype(primals[0].dtype)
+
+
+def _info(path: str, shape: Any, names: Any, kind: Any, dtype: str) -> ParamInfo:
+    return ParamInfo(path, tuple(shape), jnp.dtype(dtype), tuple(map(Axis, names)), kind)
