@@ -38,7 +38,7 @@ def open_run(config: Config, stopping: StopRequest | None = None) -> tuple[Run, 
         axes=AxisRules(mesh, rules),
         process=jax.process_index(),
         processes=jax.process_count(),
-        stopping=stopping or StopRequest(),
+        stopping=StopRequest() if stopping is None else stopping,
     )
     return run, register(config, {"evaluate": HeldOutLoss()})
 
