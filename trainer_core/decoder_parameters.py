@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from trainer_core.decoder import DecoderConfig
-from trainer_core.randomness import fold
+from trainer_core.randomness import fold_each
 from trainer_core.types import Axis, Kind, ParamInfo, Params
 
 # That of GPT-2 and Llama: the first logits are near 0 and the first loss is near ln(vocab), also
@@ -25,7 +25,7 @@ _MLP_IN, _MLP_OUT = Axis("mlp", "in"), Axis("mlp", "out")
 
 @attrs.frozen
 class _Weight:
-    """One array of the outer model or of one layer; `std` is None where it begins as ones."""
+    """One array, the layers stacked; `std` is None where it begins as ones."""
 
     path: str
     shape: tuple[int, ...]
@@ -33,14 +33,17 @@ class _Weight:
     kind: Kind
     std: float | None
 
+    @property
+    def stacked(self) -> bool:
+        return self.axes[0].role == "stack"
 
-@attrs.frozen
-class _Entry:
-    """One array of the tree: which weight it is, of which layers (None: of the outer model)."""
-
-    weight: _Weight
-    info: ParamInfo
-    layer: int | range | None
+    def stack(self, layers: int) -> _Weight:
+        return attrs.evolve(
+            self,
+            path=f"layers/{self.path}",
+            shape=(layers, *self.shape),
+            axes=(Axis("layers", "stack"), *self.axes),
+        )
 
 
 def decoder_parameters(config: DecoderConfig) -> dict[str, Any]:
@@ -49,7 +52,16 @@ def decoder_parameters(config: DecoderConfig) -> dict[str, Any]:
     Scanned layers are one array with a leading axis (`layers/attention/query/kernel`), unrolled
     ones an array each (`layers/0/attention/query/kernel`).
     """
-    return _nest((entry.info.path, entry.info) for entry in _entries(config))
+    dtype = jnp.dtype(config.param_dtype)
+    infos = []
+    for weight in _weights(config):
+        info = ParamInfo(weight.path, weight.shape, dtype, weight.axes, weight.kind)
+        if weight.stacked and not config.scan:
+            each = attrs.evolve(info, shape=info.shape[1:], axes=info.axes[1:])
+            infos += [attrs.evolve(each, path=path) for path in _layer_paths(config, weight)]
+        else:
+            infos.append(info)
+    return _nest((info.path, info) for info in infos)
 
 
 def initialize(config: DecoderConfig, key: jax.Array) -> Params:
@@ -57,49 +69,34 @@ def initialize(config: DecoderConfig, key: jax.Array) -> Params:
 
     Matrices are normal with variance 1 / fan_in, those that write to the residual stream
     divided by 2 layers besides (Radford et al., GPT-2, 2019, section 2.3); norms are ones. Each
-    value depends on the key, its path and its layer alone: scanned and unrolled layers begin
-    equal, and so do all frameworks.
+    value depends on the key, its path and its place in the stack of layers alone: scanned and
+    unrolled layers begin equal, and so do all frameworks and all shardings.
     """
-    return _nest((entry.info.path, _first_value(entry, key)) for entry in _entries(config))
-
-
-def _first_value(entry: _Entry, key: jax.Array) -> jax.Array:
-    weight, info = entry.weight, entry.info
-    if weight.std is None:
-        return jnp.ones(info.shape, info.dtype)
-    std = weight.std
-
-    def draw(key: jax.Array) -> jax.Array:
-        return (jax.random.normal(key, weight.shape, jnp.float32) * std).astype(info.dtype)
-
-    if entry.layer is None:
-        return draw(fold(key, weight.path))
-    key = fold(key, "layers", weight.path)
-    if isinstance(entry.layer, int):
-        return draw(fold(key, entry.layer))
-    return jax.vmap(lambda layer: draw(fold(key, layer)))(jnp.asarray(entry.layer))
-
-
-def _entries(config: DecoderConfig) -> Iterator[_Entry]:
-    dtype = jnp.dtype(config.param_dtype)
-    for weight in _outer(config):
-        yield _Entry(weight, _info(weight.path, weight, dtype), None)
-    for weight in _block(config):
-        if config.scan:
-            stacked = attrs.evolve(
-                weight,
-                shape=(config.layers, *weight.shape),
-                axes=(Axis("layers", "stack"), *weight.axes),
-            )
-            info = _info(f"layers/{weight.path}", stacked, dtype)
-            yield _Entry(weight, info, range(config.layers))
+    weights = _weights(config)
+    keys = fold_each(key, [weight.path for weight in weights])
+    leaves: list[tuple[str, jax.Array]] = []
+    for weight, own_key in zip(weights, keys, strict=True):
+        value = _first_value(weight, own_key).astype(config.param_dtype)
+        if weight.stacked and not config.scan:
+            leaves.extend(zip(_layer_paths(config, weight), value, strict=True))
         else:
-            for layer in range(config.layers):
-                yield _Entry(weight, _info(f"layers/{layer}/{weight.path}", weight, dtype), layer)
+            leaves.append((weight.path, value))
+    return _nest(leaves)
 
 
-def _info(path: str, weight: _Weight, dtype: Any) -> ParamInfo:
-    return ParamInfo(path, weight.shape, dtype, weight.axes, weight.kind)
+def _first_value(weight: _Weight, key: jax.Array) -> jax.Array:
+    if weight.std is None:
+        return jnp.ones(weight.shape)
+    return jax.random.normal(key, weight.shape, jnp.float32) * weight.std
+
+
+def _layer_paths(config: DecoderConfig, weight: _Weight) -> list[str]:
+    within = weight.path.removeprefix("layers/")
+    return [f"layers/{layer}/{within}" for layer in range(config.layers)]
+
+
+def _weights(config: DecoderConfig) -> list[_Weight]:
+    return [*_outer(config), *(weight.stack(config.layers) for weight in _block(config))]
 
 
 def _outer(config: DecoderConfig) -> list[_Weight]:
@@ -153,7 +150,7 @@ def _norm(path: str, size: int) -> _Weight:
     return _Weight(f"{path}/scale", (size,), (Axis("norm", "other"),), "norm", None)
 
 
-def _nest(leaves: Iterator[tuple[str, Any]]) -> dict[str, Any]:
+def _nest(leaves: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for path, leaf in leaves:
         *parents, name = path.split("/")
