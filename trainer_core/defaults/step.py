@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -72,10 +73,12 @@ class GradientStep:
             new = (optax.apply_updates(state.params, updates), gradient.buffers, opt_state)
             old = (state.params, state.buffers, state.opt_state)
             params, buffers, opt_state = jax.tree.map(
-                lambda a, b: jnp.where(applied, a, b), new, old
+                functools.partial(_chosen, applied), new, old
             )
             skipped = counters["skipped"] + ~applied
             in_a_row = jnp.where(applied, 0, counters["skipped_in_a_row"] + 1)
+            # Of the first of those in a row: later ones, skipped for good, may be finite again.
+            first = jnp.where(in_a_row > 1, counters["first_nonfinite"], first)
             kept = {"skipped": skipped, "skipped_in_a_row": in_a_row, "first_nonfinite": first}
             after = attrs.evolve(
                 state,
@@ -145,6 +148,14 @@ class GradientStep:
         norm = jnp.sqrt(sum(squares, start=jnp.zeros((), jnp.float32)))
         first = jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32)
         return jnp.isfinite(norm) & jnp.isfinite(gradient.loss) & ~jnp.any(bad), first, norm
+
+
+def _chosen(applied: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    import jax.numpy as jnp
+
+    # Gradients added up in float32 let optax promote its own bfloat16 state, which would then
+    # not fit the compiled step; it is kept in the dtype in which it was made.
+    return jnp.where(applied, new.astype(old.dtype) if new.dtype != old.dtype else new, old)
 
 
 def _path_text(path: Any) -> str:
