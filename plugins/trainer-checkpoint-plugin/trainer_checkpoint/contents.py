@@ -27,7 +27,7 @@ def contents(
     """
     leaves = tree.by_path(state)
     arrays = tree.written(leaves)
-    header = {"format": FORMAT, "step": step, "versions": versions(), "config": dict(run.config)}
+    header = {"format": FORMAT, "step": step, "config": dict(run.config)}
     described = tree.described(leaves)
     running = begin_checks(arrays)
     meta = partial(_meta, header, described, running)
@@ -53,6 +53,7 @@ def _meta(
     return seal(
         {
             **header,
+            "versions": versions(),
             "finite": all(check.is_finite for check in parameters),
             "digest": combined(leaves),
             "parts": {part: combined(leaves, part) for part in parts},

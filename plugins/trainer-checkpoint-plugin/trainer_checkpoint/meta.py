@@ -41,7 +41,7 @@ def unseal(path: Path) -> dict[str, Any]:
         DamagedError: the file is missing, no JSON, or not what was written.
     """
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(path.read_text(encoding="utf-8"))
         checksum = value.pop(_CHECKSUM)
     except FileNotFoundError:
         raise DamagedError(f"{path.parent.name}/{path.name} is missing") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -90,10 +91,12 @@ def _read(run: Run, step: int, path: Path, like: TrainState) -> Checkpoint:
 
 
 def _position(folder: Path, process: int, processes: int) -> dict[str, Any] | None:
+    files = sorted(folder.glob("process_*.json"))
     own = folder / data_file(process, processes)
-    files = [own] if own.exists() else sorted(folder.glob("*.json"))
-    if not files:
-        raise DamagedError(f"{folder.name}/{own.name} is missing")
+    if own in files:
+        files = [own]
+    elif not files or files[0].name != data_file(0, len(files)):
+        raise DamagedError(f"files are missing in {folder.name}")
     positions: list[dict[str, Any] | None] = [unseal(file)["position"] for file in files]
     if any(position != positions[0] for position in positions):
         raise UserError(
@@ -115,7 +118,9 @@ def _arrays(
                 path, args=ocp.args.PyTreeRestore(item, restore_args=restore_args)
             )
     except Exception as error:  # Orbax raises whatever went wrong, as far down as it did
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = shorten(f"{type(error).__name__}: {error}", 300)
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in reason:
+            raise RunError(f"{path.parent} does not fit in memory: {reason}") from error
         raise DamagedError(f"its arrays cannot be read: {reason}") from error
     return tree.flat(restored)
 

@@ -130,7 +130,7 @@ def _key_data(key: jax.Array) -> jax.Array:
 def _target(leaf: Any) -> jax.ShapeDtypeStruct:
     sharding = leaf.sharding or SingleDeviceSharding(jax.devices()[0])
     words = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-    return jax.ShapeDtypeStruct(words.shape, words.dtype, sharding=sharding)  # type: ignore[no-untyped-call]
+    return jax.ShapeDtypeStruct(words.shape, words.dtype, sharding=sharding)
 
 
 def _leaf(array: jax.Array | None, like: Any) -> jax.Array:
