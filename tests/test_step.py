@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ def test_the_learning_rate_logged_is_the_one_applied(spoiled: list[int]) -> None
     program = parts(data={"nan_loss": spoiled}, **COSINE, **PLAIN)
     seen = walk(program, 6)
     rates = set()
-    for step, ((before, _), (after, metrics)) in enumerate(zip(seen, seen[1:], strict=False)):
+    for step, ((before, _), (after, metrics)) in enumerate(itertools.pairwise(seen)):
         if step in spoiled:
             continue
         key = jax.random.fold_in(program.state().key, step)
@@ -166,7 +167,7 @@ def test_without_skipping_the_first_stops_the_run_and_is_not_applied(recipe: Any
     checked, recorder = observed(
         recipe(run={"steps": 9}, data={"nan_gradient": [2]}, step={"skip_nonfinite": False})
     )
-    with pytest.raises(RunError, match="stopped at step 3: 1 step in a row .*hidden/bias"):
+    with pytest.raises(RunError, match=r"stopped at step 3: 1 step in a row .*hidden/bias"):
         train(checked)
     assert [call["step"] for call in recorder.given("report")] == [1, 2]
     assert not recorder.given("save")
@@ -176,7 +177,7 @@ def test_what_the_host_learns_late_is_neither_applied_nor_saved(recipe: Any) -> 
     # Steps 3 and 4 are not finite, those after them are; the host looks at step 8 only.
     tables = {"data": {"nan_loss": [2, 3]}, "step": {"max_skipped": 2}}
     checked, recorder = observed(recipe(run={"steps": 8, "log_every": 8}, **tables))
-    with pytest.raises(RunError, match="2 steps in a row .*the loss term squares") as caught:
+    with pytest.raises(RunError, match=r"2 steps in a row .*the loss term squares") as caught:
         train(checked)
     assert "step 8" in str(caught.value)
     assert not recorder.given("save")
@@ -194,7 +195,7 @@ def test_a_save_between_two_reports_is_refused_too(recipe: Any) -> None:
             checkpoint={"use": "orbax", "every": 2},
         )
     )
-    with pytest.raises(RunError, match="stopped at step 4: 2 steps in a row .*squares"):
+    with pytest.raises(RunError, match=r"stopped at step 4: 2 steps in a row .*squares"):
         train(checked)
     assert [call["step"] for call in recorder.given("save")] == [2]
     saved = Path(checked.directory, "checkpoints")
