@@ -56,7 +56,7 @@ def _shape(layers: int, width: int, heads: int, mlp: int, kv_heads: int) -> dict
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "tiny": _COMMON
     | {"vocab": 256, "head_dim": 32, "qk_norm": True}
-    | _shape(layers=4, width=128, heads=4, mlp=384, kv_heads=2),
+    | _shape(layers=2, width=128, heads=4, mlp=384, kv_heads=2),
     "gpt2-small": _GPT2 | _shape(layers=12, width=768, heads=12, mlp=2048, kv_heads=12),
     "gpt2-medium": _GPT2 | _shape(layers=24, width=1024, heads=16, mlp=2752, kv_heads=16),
     "gpt2-large": _GPT2 | _LARGE | _shape(layers=36, width=1280, heads=20, mlp=3456, kv_heads=20),

@@ -25,7 +25,9 @@ def _final() -> Any:
 class _Warmed:
     """What every schedule here begins with."""
 
-    learning_rate: float = setting(1e-3, "the peak learning rate", check=gt(0))
+    learning_rate: float = setting(
+        4e-3, "the peak learning rate; the default suits the tiny preset", check=gt(0)
+    )
     warmup: int | None = setting(
         None,
         "rise linearly to the peak in this time; a tenth of the run, at most 100, if not given",

@@ -22,7 +22,7 @@ class Text:
     """Windows of a text, each once an epoch, in a seeded order; the tail is held out."""
 
     batch_size: int = setting(
-        default=32, help="of all processes together", unit="sequences", check=ge(1)
+        default=16, help="of all processes together", unit="sequences", check=ge(1)
     )
     length: int = setting(default=128, help="of a sequence", unit="tokens", check=ge(1))
     path: str | None = setting(
