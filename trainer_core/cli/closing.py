@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from trainer_core.program import Program
 
 SAMPLE = 240  # tokens
+_COMMAND = 66  # columns; what a longer command does stands below it
 
 
 def show(config: Config, result: Result, settings: list[str]) -> None:
@@ -38,7 +39,13 @@ def show(config: Config, result: Result, settings: list[str]) -> None:
         _show_sample(page, result)
     page.line()
     page.line(("next", "bold"))
-    page.rows(_next(config, result, settings), indent=2, style="cyan", left=46)
+    commands = _next(config, result, settings)
+    fitting = [len(command) for command, _ in commands if len(command) <= _COMMAND]
+    for command, meaning in commands:
+        *begun, last = _continued(command, page.width - 4)
+        for line in begun:
+            page.line("  ", (line, "cyan"))
+        page.rows([(last, meaning)], indent=2, style="cyan", left=max(fitting, default=4) + 2)
 
 
 def as_json(config: Config, result: Result) -> str:
@@ -79,7 +86,7 @@ def _ending(result: Result, made: int) -> list[tuple[str, str]]:
     text = f"{result.step:,} steps"
     if result.resumed_from:
         text += f", {made:,} of them now"
-    text += f" in {figures.duration(seconds)}"
+    text += f" in {figures.span(seconds)}"
     if result.program.tokens_per_step is not None and seconds:
         tokens = made * result.program.tokens_per_step
         text += f", {figures.amount(tokens)} tokens, {figures.short(tokens / seconds)} a second"
@@ -116,20 +123,37 @@ def _show_sample(page: Page, result: Result) -> None:
 
 def _next(config: Config, result: Result, settings: list[str]) -> list[tuple[str, str]]:
     directory = shlex.quote(str(result.directory))
-    kept = [text for text in settings if not text.startswith(("run.steps=", "run.name="))]
-    again = shlex.join(["trainer", "train", *kept])
-    if result.stopped:
-        typed = shlex.join(["trainer", "train", *settings])
-        return [
-            (typed, "goes on from here" if _has_checkpoints(config) else "begins again"),
-            *_reading(config, result, directory),
-        ]
     rows = _reading(config, result, directory)
+    if result.stopped:
+        goes_on = "goes on from here" if _has_checkpoints(config) else "begins again"
+        return [(_train_again(settings), goes_on), *rows]
+    more, other = f"run.steps={2 * config.run.steps}", "run.name=NAME"
     if _has_checkpoints(config):
-        rows.append((f"{again} run.steps={2 * config.run.steps}", "goes on from here"))
-    if not result.step > result.resumed_from:
-        rows.append((f"{again} run.name=NAME", "trains anew, beside this run"))
+        rows.append((_train_again(settings, more), "goes on from here"))
+    if result.step == result.resumed_from:
+        rows.append((_train_again(settings, other), "trains anew, beside this run"))
     return rows
+
+
+def _train_again(settings: list[str], change: str = "") -> str:
+    """The command that was typed, with one setting changed."""
+    replaced = {"": (), "run.name": ("run.name", "run.directory")}
+    key = change.partition("=")[0]
+    dropped = replaced.get(key, (key,))
+    kept = [text for text in settings if text.partition("=")[0] not in dropped]
+    return shlex.join(["trainer", "train", *kept, *([change] if change else [])])
+
+
+def _continued(command: str, width: int) -> list[str]:
+    """Break a long command as a shell allows it, so that it can still be copied."""
+    lines = [""]
+    for word in command.split(" "):
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
+            lines[-1] += " \\"
+            lines.append(f"  {word}")
+        else:
+            lines[-1] += f" {word}" if lines[-1] else word
+    return lines
 
 
 def _reading(config: Config, result: Result, directory: str) -> list[tuple[str, str]]:

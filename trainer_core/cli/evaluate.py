@@ -78,7 +78,7 @@ def _rows(
         size += f", {figures.amount(batches * program.tokens_per_step)} tokens"
     rows = [
         ("run", f"{directory}, step {reading.step:,}"),
-        ("data", f"{size}, in {figures.duration(seconds)}"),
+        ("data", f"{size}, in {figures.span(seconds)}"),
         ("eval loss", quality(metrics["eval_loss"], program)),
     ]
     rows += [

@@ -17,8 +17,8 @@ def short(number: float) -> str:
 
 
 def amount(number: float) -> str:
-    """Return a count in running text: `20,608`, `1.06 M`, `8.03 B`."""
-    if abs(number) < 1e5:
+    """Return a count in running text: `820,608`, `1.06 M`, `8.03 B`."""
+    if abs(number) < 999_500:
         return f"{number:,.0f}"
     text = short(number)
     return f"{text[:-1]} {text[-1]}"
@@ -33,6 +33,13 @@ def duration(seconds: float) -> str:
     if days:
         return f"{days} d {hours:02}:{minutes:02}"
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def span(seconds: float) -> str:
+    """Return how long something took: `0.24 s`, `8.1 s`, `1:12`."""
+    if seconds < 59.5:
+        return f"{_three_digits(seconds)} s" if seconds < 10 else f"{seconds:.0f} s"
+    return duration(seconds)
 
 
 def loss(value: float) -> str:

@@ -20,6 +20,7 @@ _PLACES: dict[str, tuple[str, Callable[[Any], str], str]] = {
     "learning_rate": ("lr ", figures.scientific, ""),
     "grad_norm": ("grad ", figures.norm, ""),
     "tokens_per_second": ("", lambda value: f"{figures.short(value):>5}", " tokens/s"),
+    "steps_per_second": ("", lambda value: f"{figures.short(value):>5}", " steps/s"),
     "skipped_steps": ("skipped ", str, ""),
 }
 
@@ -35,11 +36,11 @@ def step_line(
         metrics: of this step; those whose names begin with `_` are not shown.
         left: seconds until the last step, where they are known.
     """
-    parts: list[Part] = [("step ", _WORD), f"{step:>{len(str(steps))}}", (f"/{steps}", _WORD)]
+    parts: list[Part] = [("step ", _WORD), f"{step:>{len(f'{steps:,}')},}", (f"/{steps:,}", _WORD)]
     for field in fields(metrics):
         parts += [GAP, *field]
     if left is not None:
-        parts += [GAP, f"{figures.duration(left):>5}", (" left", _WORD)]
+        parts += [GAP, f"{figures.duration(left):>4}", (" left", _WORD)]
     for field in extras(metrics):
         parts += [GAP, *field]
     return parts

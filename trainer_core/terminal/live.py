@@ -57,13 +57,11 @@ class LiveDisplay:
         pace = self._pace
         assert pace is not None
         pace.add(step, time.monotonic(), metrics.get("tokens_per_second"))
-        if pace.tokens_per_second is not None:
-            metrics = {**metrics, "tokens_per_second": pace.tokens_per_second}
-        self._step, self._metrics = step, metrics
+        self._step, self._metrics = step, pace.smoothed(metrics)
         evaluated = {name: value for name, value in metrics.items() if name.startswith("eval")}
         if evaluated:
             self._eval = evaluated
-            self._page.line(*step_line(step, pace.steps, metrics))
+            self._page.line(*step_line(step, pace.steps, self._metrics))
 
     def close(self) -> None:
         if self._live.is_started:
@@ -72,8 +70,10 @@ class LiveDisplay:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
         columns = min(WIDTH, options.max_width)
         lines = [self._bar(columns, options.ascii_only), *self._numbers(columns)]
+        if self._eval:
+            lines.insert(0, [])  # between the lines that stay and those that are redrawn
         if self._run is not None and self._run.stopping:
-            lines.append([(f"{self._run.stopping.reason}: {STOPPING}", "yellow")])
+            lines.append([(f"  {self._run.stopping.reason} {STOPPING}", "yellow")])
         for line in lines:
             text = assembled(line)
             text.truncate(options.max_width)
@@ -91,9 +91,9 @@ class LiveDisplay:
         if pace is None:
             return left
         left.append(" " * max(0, 16 - width(left)))
-        counted = f"{self._step:>{len(str(pace.steps))}}/{pace.steps}"
+        counted = f"{self._step:>{len(f'{pace.steps:,}')},}/{pace.steps:,}"
         remaining = pace.seconds_left(now)
-        time_left = f"{duration(remaining):>6} left" if remaining is not None else " " * 11
+        time_left = f"{duration(remaining):>7} left" if remaining is not None else " " * 12
         room = columns - width(left) - len(counted) - len(time_left) - 2
         filled = max(0, room) * self._step // pace.steps
         done, rest = ("#", "-") if ascii_only else ("━", "━")

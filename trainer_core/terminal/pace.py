@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trainer_core.types import Metrics
 
 _WINDOW = 60.0  # seconds: long enough to average over evaluations and saves
 _MARK_EVERY = 0.5
@@ -40,14 +44,27 @@ class Pace:
 
     def seconds_left(self, now: float) -> float | None:
         """Return how long the rest takes at this pace; None while there is no pace yet."""
+        rate = self.steps_per_second
+        if self._latest is None or rate is None:
+            return None
+        at, step = self._latest
+        return max(0.0, (self.steps - step) / rate - (now - at))
+
+    @property
+    def steps_per_second(self) -> float | None:
+        """Over the last minute; None while there is no pace yet."""
         if self._latest is None or not self._marks:
             return None
         then, first = self._marks[0]
         at, step = self._latest
-        if step == first or at <= then:
-            return None
-        seconds = (self.steps - step) * (at - then) / (step - first)
-        return max(0.0, seconds - (now - at))
+        return (step - first) / (at - then) if step > first and at > then else None
+
+    def smoothed(self, metrics: Metrics) -> Metrics:
+        """Return a step's metrics with the rate that can be read, of tokens or else of steps."""
+        if self.tokens_per_second is not None:
+            return {**metrics, "tokens_per_second": self.tokens_per_second}
+        rate = self.steps_per_second
+        return metrics if rate is None else {**metrics, "steps_per_second": rate}
 
     def _smooth(self, now: float, measured: float) -> None:
         # The first step pays for caches and buffers, and says nothing of the others.

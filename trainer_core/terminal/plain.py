@@ -58,9 +58,7 @@ class PlainDisplay:
         if wanted or now - self._step_shown >= self._every:
             self._step_shown = self._spoke = now
             left = pace.seconds_left(now) if step < pace.steps else None
-            if pace.tokens_per_second is not None:
-                metrics = {**metrics, "tokens_per_second": pace.tokens_per_second}
-            self._page.line(*step_line(step, pace.steps, metrics, left))
+            self._page.line(*step_line(step, pace.steps, pace.smoothed(metrics), left))
 
     def close(self) -> None:
         self._ended.set()
@@ -72,7 +70,7 @@ class PlainDisplay:
         while not self._ended.wait(0.2):
             if self._run is not None and self._run.stopping and not told:
                 told = True
-                self._page.line(f"{self._run.stopping.reason}: {STOPPING}")
+                self._page.line(f"{self._run.stopping.reason} {STOPPING}")
             name, began = self._phase or ("", 0.0)
             now = time.monotonic()
             if name and now - max(self._spoke, began) >= HEARTBEAT:
