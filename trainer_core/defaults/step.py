@@ -72,9 +72,7 @@ class GradientStep:
             )
             new = (optax.apply_updates(state.params, updates), gradient.buffers, opt_state)
             old = (state.params, state.buffers, state.opt_state)
-            params, buffers, opt_state = jax.tree.map(
-                functools.partial(_chosen, applied), new, old
-            )
+            params, buffers, opt_state = jax.tree.map(functools.partial(_chosen, applied), new, old)
             skipped = counters["skipped"] + ~applied
             in_a_row = jnp.where(applied, 0, counters["skipped_in_a_row"] + 1)
             # Of the first of those in a row: later ones, skipped for good, may be finite again.
