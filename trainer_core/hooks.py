@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -79,8 +80,8 @@ def register(config: Config, core: Mapping[str, object]) -> Hooks:
     """
     manager = pluggy.PluginManager("trainer")
     manager.add_hookspecs(hookspecs.TrainerSpec)
-    seam = _StepSeam()
-    manager.register(seam, "core.step-seam")
+    seams: list[Any] = [_StepSeam()]
+    manager.register(seams[0], "core.step-seam")
     for name, observer in core.items():
         manager.register(observer, f"core.{name}")
     for table, chosen in config.chosen.items():
@@ -91,57 +92,96 @@ def register(config: Config, core: Mapping[str, object]) -> Hooks:
         except (ValueError, pluggy.PluginValidationError) as error:
             reason = str(error).replace("\n", " ")
             raise UserError(f"{label} is no plugin of this trainer: {reason}") from error
+        if any(impl.wrapper and impl.plugin is chosen.plugin for impl in _impls(manager, "step")):
+            seams.append(_OuterStepSeam(seams[-1]))
+            manager.register(seams[-1], f"core.step-seam.{table}")
     _check_one_answer(manager)
     manager.add_hookcall_monitoring(lambda *_: None, _blame)
-    return cast(Hooks, _Calls(manager, seam))
+    return cast(Hooks, _Calls(manager))
 
 
 class _Calls:
-    """The manager's hooks, but for two: `step` always gives a Step, and `close` reaches every
-    plugin, whatever another raises.
+    """The manager's hooks, with two differences: a hook with one answer must give it, and `close`
+    reaches every plugin, whatever another raises.
     """
 
-    def __init__(self, manager: pluggy.PluginManager, seam: _StepSeam) -> None:
+    def __init__(self, manager: pluggy.PluginManager) -> None:
         self._manager = manager
-        self._seam = seam
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._manager.hook, name)
+        call = getattr(self._manager.hook, name)
+        # Nothing to restore is an answer; no model, and no step, is a forgotten `return`.
+        if not call.spec.opts["firstresult"] or name == "restore":
+            return call
 
-    def step(self, **arguments: Any) -> Any:
-        from trainer_core.types import Step
+        def answered(**arguments: Any) -> Any:
+            answer = call(**arguments)
+            if answer is None:
+                asked = [each.plugin_name for each in _impls(self._manager, name)]
+                own = [each for each in asked if not each.startswith("core.")]
+                raise UserError(f"the hook {name} of {' and '.join(own)} returned None")
+            return answer
 
-        result = self._manager.hook.step(**arguments)
-        if isinstance(result, Step):
-            return result
-        # A wrapper that returned a plain function keeps the state of the step that it wraps.
-        return attrs.evolve(self._seam.inner, apply=result)
+        return answered
 
     def close(self, *, run: Run, error: BaseException | None) -> list[None]:
-        failures = []
-        for plugin in self._manager.get_plugins():
-            others = [each for each in self._manager.get_plugins() if each is not plugin]
+        failures: list[Exception] = []
+        calls = [functools.partial(self._manager.hook.phase, run=run, name="closing")]
+        plugins = [impl.plugin for impl in reversed(_impls(self._manager, "close"))]
+        for plugin in plugins:
+            others = [each for each in plugins if each is not plugin]
+            alone = self._manager.subset_hook_caller("close", others)
+            calls.append(functools.partial(alone, run=run, error=error))
+        for call in calls:
             try:
-                self._manager.subset_hook_caller("close", others)(run=run, error=error)
+                call()
             except Exception as failure:
                 failures.append(failure)
-        if failures and error is None:
-            raise failures[0]
+        for each in failures:
+            if error is None:
+                raise each
+            where = "".join(f", {note}" for note in getattr(each, "__notes__", ()))
+            error.add_note(f"closing then raised {type(each).__name__}: {each}{where}")
         return []
 
 
 class _StepSeam:
     """The innermost wrapper of `step`: what the slot answers becomes a Step for every other."""
 
-    inner: Any = None
+    made: Any = None
 
     @hookimpl(wrapper=True, trylast=True)
     def step(self) -> Any:
         from trainer_core.types import Step
 
         answer = yield
-        self.inner = answer if isinstance(answer, Step) else Step(answer)
-        return self.inner
+        if answer is not None:
+            self.made = answer if isinstance(answer, Step) else Step(answer)
+        return self.made
+
+
+class _OuterStepSeam:
+    """Around a plugin that wraps `step`: a plain function keeps the state of what it wraps."""
+
+    made: Any = None
+
+    def __init__(self, within: Any) -> None:
+        self._within = within
+
+    @hookimpl(wrapper=True)
+    def step(self) -> Any:
+        from trainer_core.types import Step
+
+        answer = yield
+        if answer is not None:
+            is_step = isinstance(answer, Step)
+            self.made = answer if is_step else attrs.evolve(self._within.made, apply=answer)
+        return self.made
+
+
+def _impls(manager: pluggy.PluginManager, hook: str) -> list[pluggy.HookImpl]:
+    found: list[pluggy.HookImpl] = getattr(manager.hook, hook).get_hookimpls()
+    return found
 
 
 def _check_one_answer(manager: pluggy.PluginManager) -> None:

@@ -79,7 +79,6 @@ def train(config: Config, accept_changes: bool = False) -> Result:
             raise
         finally:
             signals.deferring = True  # what closes, and a save that is under way, is not cut off
-            hooks.phase(run=run, name="closing")
             hooks.close(run=run, error=error)
 
 
@@ -118,7 +117,7 @@ def _train(config: Config, run: Run, hooks: Hooks, signals: SignalHandlers) -> R
 def _steps(run: Run, hooks: Hooks, program: Any, step_fn: Any, state: Any, first: int) -> Result:
     import jax
 
-    from trainer_core.meter import Meter
+    from trainer_core.meter import Meter, python_numbers
 
     meter = Meter(program, first)
     settings = run.settings
@@ -149,7 +148,7 @@ def _steps(run: Run, hooks: Hooks, program: Any, step_fn: Any, state: Any, first
             with meter.paused():
                 hooks.phase(run=run, name="evaluating")
                 for answer in hooks.evaluate(run=run, step=step, state=state):
-                    metrics |= answer
+                    metrics |= python_numbers(answer)
                 hooks.phase(run=run, name="training")
             hooks.report(run=run, step=step, metrics=metrics)
             waiting = None

@@ -8,12 +8,28 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
+
+from trainer_core.errors import RunError
 
 if TYPE_CHECKING:
     from trainer_core.program import Program
     from trainer_core.types import Metrics
 
 _FIRST = ("loss", "grad_norm", "learning_rate")
+
+
+def python_numbers(metrics: Metrics) -> Metrics:
+    """Return metrics as Python numbers, waiting for those that are on a device.
+
+    Raises:
+        RunError: one of them is no scalar.
+    """
+    read = {name: np.asarray(value) for name, value in jax.device_get(dict(metrics)).items()}
+    for name, value in read.items():
+        if value.shape:
+            raise RunError(f"the metric {name!r} has shape {value.shape}; expected a scalar")
+    return {name: value.item() for name, value in read.items()}
 
 
 class Meter:
@@ -31,10 +47,10 @@ class Meter:
 
     def read(self, step: int, numbers: Any) -> Metrics:
         """Wait for a step's metrics, and return them as Python numbers."""
-        read = jax.device_get(numbers)
+        read = python_numbers(numbers)
         # A tree comes back sorted; a person reads the loss first.
         ordered = [*(name for name in _FIRST if name in read), *read]
-        metrics: Metrics = {name: read[name].item() for name in ordered}
+        metrics: Metrics = {name: read[name] for name in ordered}
         now = time.monotonic()
         mark, then = self._mark
         elapsed = max(now - then - self._paused, 1e-9)
