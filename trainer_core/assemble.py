@@ -20,7 +20,7 @@ from trainer_core.run import Run, StopRequest
 def open_run(config: Config, stopping: StopRequest | None = None) -> tuple[Run, Hooks]:
     """Connect the processes, lay out the mesh, and register the plugins of a config.
 
-    A shard plugin with other settings than `mesh` and `rules` gets one data axis.
+    A shard plugin without the settings `mesh` and `rules` gets one axis, for the batch alone.
 
     Raises:
         UserError: a mesh that does not fit the devices; plugins that do not fit the hooks.
@@ -29,13 +29,13 @@ def open_run(config: Config, stopping: StopRequest | None = None) -> tuple[Run, 
     initialize(config.distributed)
     shard = config.chosen["shard"].plugin
     mesh = make_mesh(getattr(shard, "mesh", {"data": -1}), jax.devices())
-    rules = getattr(shard, "rules", {**DEFAULT_RULES, "batch": tuple(mesh.shape)})
+    all_whole = dict.fromkeys(DEFAULT_RULES, "") | {"batch": tuple(mesh.shape)}
     run = Run(
         config=config.table,
         settings=config.run,
         directory=config.directory,
         mesh=mesh,
-        axes=AxisRules(mesh, rules),
+        axes=AxisRules(mesh, getattr(shard, "rules", all_whole)),
         process=jax.process_index(),
         processes=jax.process_count(),
         stopping=StopRequest() if stopping is None else stopping,

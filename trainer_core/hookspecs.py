@@ -48,7 +48,8 @@ class TrainerSpec:
         """Return the source of this process's batches. One: `[data]`.
 
         Called first of all. Settings and paths are checked here; reading may wait until the
-        first batch, which is asked for at once, to know its shapes.
+        first batch, which is asked for at once, to know its shapes (a stream is then set back
+        by `load`).
         """
 
     @hookspec(firstresult=True)

@@ -91,16 +91,14 @@ class Program:
     def compile_step(self) -> StepFn:
         """Compile the step ahead of time, the state donated, every sharding given."""
         shardings = self.shardings
-        compiled: StepFn = (
-            jax.jit(
-                self.step.apply,
-                donate_argnums=0,
-                in_shardings=(shardings.state, shardings.batch),
-                out_shardings=(shardings.state, shardings.replicated),
-            )
-            .lower(self.abstract_state, self.abstract_batch)
-            .compile()
-        )
+        lowered = jax.jit(
+            self.step.apply,
+            donate_argnums=0,
+            in_shardings=(shardings.state, shardings.batch),
+            out_shardings=(shardings.state, shardings.replicated),
+        ).lower(self.abstract_state, self.abstract_batch)
+        _check_step(self.abstract_state, *lowered.out_info)
+        compiled: StepFn = lowered.compile()
         return compiled
 
 
@@ -118,7 +116,10 @@ def build_program(run: Run, hooks: Hooks, first_step: int = 0) -> Program:
     # Data first: its faults are the most common, and the quickest to find.
     _check_batch_size(run)
     data = hooks.build_data(run=run)
+    beginning = data.state()
     shapes = _batch_shapes(run, data.batch(first_step))
+    if beginning is not None:
+        data.load(beginning)  # a stream: the run has not taken its first batch yet
     model = hooks.build_state(run=run)
     _check_vocabulary(model, data)
     schedule = hooks.build_schedule(run=run)
@@ -189,13 +190,36 @@ def _batch_shapes(run: Run, rows: dict[str, np.ndarray]) -> dict[str, jax.ShapeD
     shapes = {}
     for name, array in rows.items():
         if array.shape[:1] != (run.batch_size // run.processes,):
+            hint = (
+                ""
+                if "batch_size" in run.config["data"]
+                else ("; the data plugin has no such setting, and needs one: batch_size: int")
+            )
             raise UserError(
                 f"[data]: batch()[{name!r}] has shape {array.shape}; expected "
                 f"{run.batch_size // run.processes} rows first: [data] batch_size = "
-                f"{run.batch_size} over {run.processes} processes"
+                f"{run.batch_size} over {run.processes} processes{hint}"
             )
         shapes[name] = jax.ShapeDtypeStruct((run.batch_size, *array.shape[1:]), array.dtype)
     return shapes
+
+
+def _check_step(given: TrainState, returned: TrainState, metrics: Metrics) -> None:
+    """The next step takes what this one gives back, and a metric is one number."""
+    pairs = zip(jax.tree_util.tree_leaves_with_path(given), jax.tree.leaves(returned), strict=True)
+    problems = [
+        f"state{jax.tree_util.keystr(path)} goes in as {a.dtype}{list(a.shape)} and comes out as "
+        f"{b.dtype}{list(b.shape)}"
+        for (path, a), b in pairs
+        if (a.shape, a.dtype) != (b.shape, b.dtype)
+    ]
+    problems += [
+        f"the metric {name!r} has shape {tuple(each.shape)}, not that of a scalar"
+        for name, each in metrics.items()
+        if each.shape
+    ]
+    if problems:
+        raise UserError(f"the step does not fit the loop: {'; '.join(problems)}")
 
 
 def _check_vocabulary(model: Model, data: Data) -> None:

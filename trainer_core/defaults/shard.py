@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from trainer_core.errors import SettingError
 from trainer_core.plugin import hookimpl, plugin, setting
+from trainer_core.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh, NamedSharding
@@ -50,6 +52,18 @@ class Rules:
         may_change=True,
     )
 
+    def check(self, config: Mapping[str, Any]) -> None:
+        """An axis that no rule uses would make its devices all compute the same."""
+        used = {axis for rule in self.rules.values() for axis in _names(rule)}
+        for axis, size in self.mesh.items():
+            known = size == -1 and axis in ("data", "fsdp", "tensor")
+            if size != 1 and axis not in used and not known:
+                raise SettingError(
+                    "mesh",
+                    f"no rule spreads anything over its axis {axis!r}{did_you_mean(axis, used)}; "
+                    f'name it in [shard] rules, such as {{batch = ["data", "{axis}"]}}',
+                )
+
     @hookimpl
     def shard(
         self,
@@ -81,6 +95,10 @@ class Rules:
             extra=extra,
         )
         return Shardings(state, run.axes.batch_sharding(), replicated)
+
+
+def _names(rule: str | list[str]) -> list[str]:
+    return [rule] if isinstance(rule, str) else rule
 
 
 def _derived_shardings(
