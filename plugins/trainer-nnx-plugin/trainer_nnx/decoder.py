@@ -283,7 +283,7 @@ class Embed(nnx.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Return [batch, length, embed] for tokens [batch, length]."""
-        return self.embedding[...][tokens].astype(self.dtype)
+        return jnp.asarray(self.embedding[...])[tokens].astype(self.dtype)
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Return float32 logits [batch, length, vocab] for x [batch, length, embed]."""

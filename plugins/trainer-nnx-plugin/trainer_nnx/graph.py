@@ -91,8 +91,11 @@ def layout(make: Callable[[nnx.Rngs], nnx.Module]) -> Layout:
             )
         )
 
-    # Not `nnx.eval_shape`: there, arrays that are plain attributes come back as shapes.
-    jax.eval_shape(survey, jax.random.key(0))
+    try:
+        # Not `nnx.eval_shape`: there, arrays that are plain attributes come back as shapes.
+        jax.eval_shape(survey, jax.random.key(0))
+    except UserError as error:
+        raise UserError(str(error)) from error.__cause__  # without JAX's note on its traceback
     return found[0]
 
 

@@ -12,6 +12,9 @@ from trainer_core.errors import UserError
 from trainer_core.imports import load_object
 from trainer_core.suggest import did_you_mean
 
+POSITIONAL_OR_KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD
+KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
+
 
 def constructor(path: str, arguments: Mapping[str, Any]) -> Callable[[nnx.Rngs], Any]:
     """Return `make(rngs)`, which calls the class or function at an import path.
@@ -38,10 +41,14 @@ def constructor(path: str, arguments: Mapping[str, Any]) -> Callable[[nnx.Rngs],
 
 def _check(path: str, target: Any, arguments: Mapping[str, Any]) -> list[str] | None:
     """Return the names of the target's parameters; None where any is taken or none is known."""
+    # The signature of a class of NNX is that of its metaclass: it takes anything.
+    called = target.__init__ if inspect.isclass(target) else target
     try:
-        parameters = inspect.signature(target).parameters
+        parameters = dict(inspect.signature(called).parameters)
     except (TypeError, ValueError):
         return None
+    if inspect.isclass(target):
+        parameters.pop("self", None)
     variadic = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
     names = [name for name in parameters if name != "rngs"]
     for name in arguments:
@@ -54,8 +61,7 @@ def _check(path: str, target: Any, arguments: Mapping[str, Any]) -> list[str] | 
         name
         for name in names
         if parameters[name].default is inspect.Parameter.empty
-        and parameters[name].kind
-        not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        and parameters[name].kind in (POSITIONAL_OR_KEYWORD, KEYWORD_ONLY)
         and name not in arguments
     ]
     if missing:
