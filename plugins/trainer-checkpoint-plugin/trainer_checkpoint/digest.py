@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any, TypeAlias
 
 import attrs
@@ -51,12 +50,14 @@ def begin_checks(arrays: Mapping[Path, jax.Array]) -> dict[Path, Any]:
         arrays: of any shape, numeric dtype and sharding; no typed keys. They may be donated
             afterwards.
     """
-    kinds = {path: (array.shape, array.dtype, array.sharding) for path, array in arrays.items()}
-    # One small program for each kind of array, compiled side by side: one program for all of
-    # the state would take as long to compile as the arrays are many.
+    # One small program for each kind of array: one for all of the state would take as long to
+    # compile as the arrays are many. They are compiled side by side, before the first is called;
+    # traced here, because jax's settings (a mesh, x64) are those of a thread.
+    kinds = {(array.shape, array.dtype, array.sharding): array for array in arrays.values()}
+    traced = [_check.lower(array) for array in kinds.values()]
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda kind: _program(*kind), set(kinds.values())))
-    return {path: _program(*kinds[path])(array) for path, array in arrays.items()}
+        list(pool.map(lambda program: program.compile(), traced))
+    return {path: _check(array) for path, array in arrays.items()}
 
 
 def finish_checks(running: Mapping[Path, Any]) -> dict[Path, Check]:
@@ -72,12 +73,7 @@ def checks(arrays: Mapping[Path, jax.Array]) -> dict[Path, Check]:
     return finish_checks(begin_checks(arrays))
 
 
-@cache
-def _program(shape: tuple[int, ...], dtype: Any, sharding: Any) -> Any:
-    array = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-    return jax.jit(_check).lower(array).compile()
-
-
+@jax.jit
 def _check(array: jax.Array) -> tuple[jax.Array, jax.Array]:
     words = _words(array)
     digest = jnp.sum(_mix(words ^ _mix(_positions(words.shape))), dtype=jnp.uint32)

@@ -61,6 +61,11 @@ class Orbax:
         self._newest = step
 
     @hookimpl
+    def report(self) -> None:
+        if self._writer is not None:
+            self._writer.check()  # a save that failed is not found out at the next one only
+
+    @hookimpl
     def close(self, run: Run, error: BaseException | None) -> None:
         writer, self._writer = self._writer, None
         if writer is None:

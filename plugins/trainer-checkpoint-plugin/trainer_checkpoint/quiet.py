@@ -12,34 +12,35 @@ from typing import Any
 
 
 @contextmanager
-def quiet_log() -> Iterator[None]:
-    """Keep Orbax from logging."""
-    absl = logging.getLogger("absl")
+def quiet() -> Iterator[None]:
+    """Keep Orbax from logging, and from complaining of its own coroutines after an error."""
+    absl, before = logging.getLogger("absl"), sys.unraisablehook
     absl.addFilter(_is_not_of_orbax)
+    sys.unraisablehook = ours = _without_abandoned(before)
     try:
         yield
+        # Not after an error: what was abandoned complains when it ends or is collected.
+        if sys.unraisablehook is ours:
+            sys.unraisablehook = before
     finally:
         absl.removeFilter(_is_not_of_orbax)
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet_reading() -> Iterator[None]:
     """Keep Orbax from writing anything to stderr. In one thread at a time only."""
-    asyncio, unraisable = logging.getLogger("asyncio"), sys.unraisablehook
+    asyncio = logging.getLogger("asyncio")
     level = asyncio.level
     asyncio.setLevel(logging.CRITICAL)  # "Task exception was never retrieved"
-    sys.unraisablehook = lambda _: None  # "Exception ignored in coroutine"
     try:
-        with quiet_log(), warnings.catch_warnings():
+        with quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 yield
             except BaseException:
-                gc.collect()  # abandoned coroutines complain when they are collected
-                unraisable = _without_late_reads(unraisable)
+                gc.collect()  # "coroutine was never awaited": now, not later
                 raise
     finally:
-        sys.unraisablehook = unraisable
         asyncio.setLevel(level)
 
 
@@ -47,9 +48,9 @@ def _is_not_of_orbax(record: logging.LogRecord) -> bool:
     return "orbax" not in record.pathname
 
 
-def _without_late_reads(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    # When one array cannot be read, Orbax closes its event loop and abandons the other reads.
-    # Each of them complains when it ends or is collected, and that may be later.
+def _without_abandoned(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    # When one array cannot be read or written, Orbax closes its event loop and abandons the
+    # work on the others.
     def filtered(unraisable: Any) -> None:
         coroutine = getattr(unraisable.object, "cr_code", None)
         of_orbax = coroutine is not None and "orbax" in coroutine.co_filename

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from trainer_checkpoint import tree
 from trainer_checkpoint.digest import checks
 from trainer_checkpoint.meta import FORMAT, DamagedError, unseal
-from trainer_checkpoint.quiet import quiet
+from trainer_checkpoint.quiet import quiet_reading
 from trainer_checkpoint.steps import DATA, META, META_FILE, STATE, data_file, steps
 from trainer_core.errors import RunError, UserError
 from trainer_core.types import TrainState
@@ -113,7 +113,7 @@ def _arrays(
     shardings = jax.tree.map(lambda target: target.sharding, item)
     restore_args = ocp.checkpoint_utils.construct_restore_args(item, shardings)
     try:
-        with quiet():
+        with quiet_reading():
             restored = ocp.PyTreeCheckpointHandler().restore(
                 path, args=ocp.args.PyTreeRestore(item, restore_args=restore_args)
             )

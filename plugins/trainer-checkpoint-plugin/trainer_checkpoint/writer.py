@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 import orbax.checkpoint as ocp
 
 from trainer_checkpoint import steps as folders
-from trainer_checkpoint.quiet import quiet_log
+from trainer_checkpoint.quiet import quiet
 from trainer_checkpoint.text import Text, TextHandler
 from trainer_core.errors import RunError
+
+logger = logging.getLogger("trainer_checkpoint")
 
 
 class Writer:
@@ -74,7 +77,7 @@ class Writer:
         self.wait()
         self._step = step
         try:
-            with quiet_log():
+            with quiet():
                 self._checkpointer.save(
                     self._directory / str(step),
                     args=ocp.args.Composite(
@@ -99,12 +102,17 @@ class Writer:
             error, self._error = self._error, None
             raise self._failed(error) from error
 
+    def check(self) -> None:
+        """Do as `wait` does, if that takes no time."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+
     def close(self) -> None:
         """Do as `wait` does, and release everything."""
         try:
             self.wait()
         finally:
-            with quiet_log():
+            with quiet():
                 self._checkpointer.close()
 
     def _prepare(self, resumed: int | None) -> None:
@@ -119,12 +127,16 @@ class Writer:
 
     def _finish(self) -> None:
         try:
-            with quiet_log():
+            with quiet():
                 self._checkpointer.wait_until_finished()
-            if self._is_main:
-                folders.prune(self._directory, self._keep, self._keep_every)
         except Exception as error:
             self._error = error
+            return
+        try:
+            if self._is_main:
+                folders.prune(self._directory, self._keep, self._keep_every)
+        except OSError as error:  # nothing is lost by it
+            logger.warning("old checkpoints cannot be deleted: %s", error)
 
     def _failed(self, error: Exception) -> RunError:
         if self._is_main:

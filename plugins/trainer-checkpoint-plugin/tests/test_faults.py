@@ -1,0 +1,202 @@
+"""Disks that are full, processes that are killed: the older checkpoints stay."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from checkpointed import bits, files, folder, like, python, restore, run_in, save, state_at
+from trainer_checkpoint.plugin import Orbax
+from trainer_checkpoint.steps import steps
+
+from trainer_core.errors import RunError
+from trainer_core.run import Run
+from trainer_core.types import Data, TrainState
+
+
+def large(state: TrainState, step: int) -> TrainState:
+    """4 MB more, which do not compress."""
+    noise = np.random.default_rng(step).integers(0, 2**32, 2**20, np.uint32)
+    return attrs.evolve(state, step=jnp.int32(step), extra={"large": jnp.asarray(noise)})
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Run]:
+    """A run on a disk of its own of 6 MB: one large state fits, two do not."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], capture_output=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip("needs the right to mount a disk")
+    yield run_in(disk / "run")
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.fixture
+def small_files() -> Iterator[Any]:
+    """A function after which no file may grow beyond 1 MB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_fails_the_run_and_leaves_the_older_checkpoint(
+    full_disk: Run, capfd: Any
+) -> None:
+    run = full_disk
+    older, newer = (large(state_at(1, run.mesh), step) for step in (1, 2))
+    plugin = Orbax()
+    plugin.save(run, 1, older, Data())
+    plugin.save(run, 2, newer, Data())
+    with pytest.raises(RunError, match="no space left") as error:
+        plugin.close(run, None)
+    assert error.value.exit_code == 1
+    assert str(folder(run, 2)) in str(error.value)
+    assert "older ones are intact: steps 1" in str(error.value)
+    assert [path.name for path in (run.directory / "checkpoints").iterdir()] == ["1"]
+    restored = restore(run, like(older, run.mesh))
+    assert restored is not None
+    assert bits(restored) == bits(older)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_failed_write_surfaces_at_the_next_save(run: Run, small_files: Any) -> None:
+    older = state_at(1, run.mesh)
+    save(run, older)
+    plugin = Orbax()
+    small_files()
+    plugin.save(run, 2, large(older, 2), Data())
+    with pytest.raises(RunError, match=r"step 2 cannot be written.*steps 1"):
+        plugin.save(run, 3, older, Data())
+    plugin.close(run, None)
+    assert steps(run.directory / "checkpoints") == [1]
+
+
+def test_a_failed_write_surfaces_at_the_next_report(run: Run, small_files: Any) -> None:
+    plugin = Orbax()
+    small_files()
+    plugin.save(run, 2, large(state_at(1, run.mesh), 2), Data())
+    with pytest.raises(RunError, match="step 2 cannot be written"):  # noqa: PT012
+        for _ in range(1000):
+            plugin.report()
+            time.sleep(0.01)
+    plugin.close(run, None)
+
+
+def test_a_failed_write_surfaces_at_close(run: Run, small_files: Any) -> None:
+    plugin = Orbax()
+    small_files()
+    plugin.save(run, 2, large(state_at(1, run.mesh), 2), Data())
+    with pytest.raises(RunError, match=r"step 2 cannot be written.*no older one"):
+        plugin.close(run, None)
+
+
+def test_closing_after_an_error_does_not_hide_it(run: Run, small_files: Any) -> None:
+    plugin = Orbax()
+    small_files()
+    plugin.save(run, 2, large(state_at(1, run.mesh), 2), Data())
+    original = ValueError("of the run")
+    plugin.close(run, original)
+    assert "step 2 cannot be written" in original.__notes__[0]
+
+
+def test_close_waits_for_the_save_under_way(run: Run) -> None:
+    state = large(state_at(1, run.mesh), 1)
+    plugin = Orbax()
+    plugin.save(run, 1, state, Data())
+    plugin.close(run, ValueError("of the run"))
+    restored = restore(run, like(state, run.mesh))
+    assert restored is not None
+    assert bits(restored) == bits(state)
+
+
+def test_a_place_that_cannot_be_written_to_fails_the_run(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").write_text("a file")
+    run = run_in(tmp_path / "run")
+    with pytest.raises(RunError, match="checkpoints cannot be written to"):
+        save(run, state_at(1, run.mesh))
+
+
+TRAIN = """
+import sys
+from pathlib import Path
+import attrs, jax, jax.numpy as jnp
+from checkpointed import like, run_in, state_at
+from trainer_checkpoint.plugin import Orbax
+from trainer_core.types import Data
+
+run = run_in(Path(sys.argv[1]))
+def state(step):
+    return attrs.evolve(state_at(step, run.mesh), extra={"large": jnp.full((1024, 1024), step)})
+
+plugin = Orbax(keep=2)
+found = plugin.restore(run, like(state(0), run.mesh), Data())
+step = 0 if found is None else int(found.step)
+assert found is None or (found.extra["large"] == step).all()
+print("from", step, flush=True)
+while True:
+    step += 1
+    plugin.save(run, step, state(step), Data())
+    print("saving", step, flush=True)
+"""
+
+
+def test_killed_while_saving_it_resumes_from_a_whole_checkpoint(run: Run) -> None:
+    chance = random.Random(7)
+    saved = 0
+    for _ in range(2):
+        child = python(TRAIN, run.directory)
+        assert child.stdout is not None
+        first = child.stdout.readline().split()
+        assert first[:1] == ["from"], child.communicate()[1]
+        # A save is begun when the one before is on disk; the one that was begun last may be lost.
+        assert int(first[1]) >= saved
+        for line in child.stdout:
+            saved = int(line.split()[1]) - 1
+            if saved >= int(first[1]) + 3:
+                break
+        time.sleep(chance.uniform(0, 0.3))
+        os.kill(child.pid, signal.SIGKILL)
+        rest, _ = child.communicate()
+        saved = max([saved, *(int(line.split()[1]) - 1 for line in rest.splitlines() if line)])
+    wanted = attrs.evolve(
+        state_at(0, run.mesh), extra={"large": jnp.zeros((1024, 1024), jnp.int32)}
+    )
+    restored = restore(run, like(wanted, run.mesh))
+    assert restored is not None
+    assert int(restored.step) >= saved
+    assert np.unique(restored.extra["large"]) == [int(restored.step)]
+
+
+NORMAL_RUN = """
+import sys
+from pathlib import Path
+import trainer_checkpoint.plugin
+assert not {"jax", "orbax", "optax", "tensorstore"} & sys.modules.keys(), sys.modules.keys()
+from checkpointed import like, restore, run_in, save, state_at
+run = run_in(Path(sys.argv[1]))
+save(run, *(state_at(step, run.mesh) for step in (1, 2, 3)))
+restore(run, like(state_at(3, run.mesh), run.mesh))
+save(run, state_at(4, run.mesh))
+"""
+
+
+def test_a_normal_run_prints_nothing_and_the_plugin_is_imported_without_jax(run: Run) -> None:
+    child = python(NORMAL_RUN, run.directory)
+    assert child.communicate() == ("", "")
+    assert child.returncode == 0
+    assert files(run.directory)

@@ -1,0 +1,62 @@
+"""A checkpoint of another model or optimizer: one error with all paths, and no walk back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from checkpointed import files, like, restore, save, state_at
+
+from trainer_core.errors import UserError
+from trainer_core.run import Run
+from trainer_core.types import TrainState
+
+
+@pytest.fixture
+def state(run: Run) -> TrainState:
+    """What is on disk, as steps 1 and 2."""
+    state = state_at(1, run.mesh)
+    save(run, state, attrs.evolve(state, step=jnp.int32(2)))
+    return state
+
+
+def refusal(run: Run, wanted: TrainState) -> str:
+    before = files(run.directory)
+    with pytest.raises(UserError) as error:
+        restore(run, like(wanted, run.mesh))
+    assert error.value.exit_code == 2
+    assert files(run.directory) == before
+    return str(error.value)
+
+
+def test_all_paths_that_differ_are_listed(run: Run, state: TrainState, warned: Any) -> None:
+    params = {
+        "layers": {"kernel": jnp.zeros((16, 9)), "scale": jnp.zeros(8, jnp.float32)},
+        "head": {"kernel": jnp.zeros(2)},
+    }
+    message = refusal(run, attrs.evolve(state, params=params))
+    lines = [line.strip() for line in message.splitlines()[1:-1]]
+    assert lines == [
+        "different:  params/layers/kernel is float32[16, 8], this run has float32[16, 9]",
+        "different:  params/layers/scale is bfloat16[8], this run has float32[8]",
+        "missing:    params/head/kernel float32[2]",
+        "unexpected: params/embed.ding/embedding float32[16, 8]",
+    ]
+    assert str(run.directory) in message
+    assert warned() == []
+
+
+def test_another_optimizer_is_named_by_its_state(run: Run, state: TrainState) -> None:
+    message = refusal(run, state_at(1, run.mesh, optax.sgd(0.1, momentum=0.9)))
+    assert "missing:    opt_state/0/trace/layers/kernel" in message
+    assert "unexpected: opt_state/1/0/mu/layers/kernel" in message
+    assert "params/" not in message
+
+
+def test_another_kind_of_key_is_a_difference(run: Run, state: TrainState) -> None:
+    message = refusal(run, attrs.evolve(state, key=jax.random.key(0, impl="rbg")))
+    assert "different:  key is key<fry>[], this run has key<rbg>[]" in message
