@@ -85,7 +85,8 @@ def register(config: Config, core: Mapping[str, object]) -> Hooks:
     for name, observer in core.items():
         manager.register(observer, f"core.{name}")
     for table, chosen in config.chosen.items():
-        label = f"[{table}] {chosen.candidate.name} ({chosen.candidate.origin})"
+        name, origin = chosen.candidate.name, chosen.candidate.origin
+        label = f"[{table}] {name}" + (f" ({origin})" if origin != name else "")
         try:
             manager.register(chosen.plugin, label)
             manager.check_pending()
@@ -202,9 +203,10 @@ def _blame(outcome: Any, hook_name: str, hook_impls: Any, kwargs: Any) -> None:
     if outcome.exception is None:
         return
     owners = {getattr(impl.function, "__code__", None): impl.plugin_name for impl in hook_impls}
-    trace = outcome.exception.__traceback__
+    trace, culprit = outcome.exception.__traceback__, None
     while trace is not None:
-        if owner := owners.get(trace.tb_frame.f_code):
-            outcome.exception.add_note(f"raised in the hook {hook_name} of {owner}")
-            return
+        # The deepest: an exception also passes through the wrappers around the one that raised.
+        culprit = owners.get(trace.tb_frame.f_code, culprit)
         trace = trace.tb_next
+    if culprit is not None:
+        outcome.exception.add_note(f"raised in the hook {hook_name} of {culprit}")
