@@ -42,7 +42,7 @@ def recipe(tmp_path: Path) -> Recipe:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def quick_compiles() -> Iterator[None]:
     """Compile without most optimizations: these programs run for less time than they compile."""
     import jax

@@ -111,7 +111,7 @@ class Examples:
     batch_size: int = setting(16)
     inputs: int = setting(8)
     outputs: int = setting(8)
-    held_out: int = setting(2, "held-out batches")
+    held_out: int = setting(32, "how many rows are never trained on")
     nan_loss: list[int] = setting(attrs.Factory(list), "steps, from 0, with a NaN in a target")
     nan_gradient: list[int] = setting(
         attrs.Factory(list), "steps whose gradient of hidden/bias is NaN, and nothing else"
@@ -125,7 +125,7 @@ class Examples:
 class _Rows(Data):
     def __init__(self, settings: Examples, seed: int) -> None:
         self.settings, self.seed = settings, seed
-        self.held_out_batches = settings.held_out
+        self.held_out_batches = settings.held_out // settings.batch_size
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         rows = self._rows(step)
@@ -137,7 +137,10 @@ class _Rows(Data):
         return rows
 
     def held_out(self, index: int) -> dict[str, np.ndarray]:
-        return self._rows(1_000_000 + index)
+        given = self.settings
+        pool = rows(given.held_out, given.inputs, given.outputs, [self.seed, 1_000_000])
+        begin = index * given.batch_size
+        return {name: array[begin : begin + given.batch_size] for name, array in pool.items()}
 
     def _rows(self, index: int) -> dict[str, np.ndarray]:
         given = self.settings
@@ -165,7 +168,15 @@ class Recorder:
 
     @hookimpl(wrapper=True)
     def build_data(self, run: Any) -> Any:
-        return (yield from self._around("build_data", run=run))
+        source = yield from self._around("build_data", run=run)
+        batch = source.batch
+
+        def noted(step: int) -> Any:
+            self._note("batch", step=step)
+            return batch(step)
+
+        source.batch = noted
+        return source
 
     @hookimpl(wrapper=True)
     def build_state(self, run: Any) -> Any:
@@ -196,9 +207,11 @@ class Recorder:
         )
 
     @hookimpl(wrapper=True)
-    def shard(self, run: Any, model: Any, abstract_state: Any) -> Any:
+    def shard(self, run: Any, model: Any, abstract_state: Any, derive: Any) -> Any:
         return (
-            yield from self._around("shard", run=run, model=model, abstract_state=abstract_state)
+            yield from self._around(
+                "shard", run=run, model=model, abstract_state=abstract_state, derive=derive
+            )
         )
 
     @hookimpl(wrapper=True)
@@ -235,26 +248,84 @@ class Recorder:
     def given(self, hook: str) -> list[dict[str, Any]]:
         return [arguments for name, arguments in self.calls if name == hook]
 
-    def _note(self, hook: str, **arguments: Any) -> None:
+    def _note(self, hook: str, **arguments: Any) -> dict[str, Any]:
         self.calls.append((hook, arguments))
+        return arguments
 
     def _around(self, hook: str, **arguments: Any) -> Any:
-        self._note(hook, **arguments)
-        answer = yield
-        arguments["answer"] = answer
-        return answer
+        given = self._note(hook, **arguments)
+        given["answer"] = yield
+        return given["answer"]
+
+
+@plugin
+class Failing(Recorder):
+    """Raises in one hook, or in one of its calls."""
+
+    hook: str = setting()
+    at: int | None = setting(None, "the step of the call; any where not given")
+
+    def _note(self, hook: str, **arguments: Any) -> dict[str, Any]:
+        given = super()._note(hook, **arguments)
+        if hook == self.hook and self.at in (None, arguments.get("step")):
+            raise RuntimeError(f"no fuel in {hook}")
+        return given
 
 
 @plugin
 class StopAfter:
-    """Asks the run to stop in `evaluate` or, where that is not due, in `report`, of a step."""
+    """Asks the run to stop when a step is reported."""
 
     step: int = setting()
 
     @hookimpl
     def report(self, run: Any, step: int) -> None:
         if step == self.step:
-            run.stop(f"stopped by the test after {step} steps")
+            run.stop(f"stopped by the test at step {step}")
+
+
+@plugin
+class Forgetful:
+    """Is asked to save, and does not."""
+
+    every: int = setting(1)
+
+    @hookimpl
+    def restore(self) -> None:
+        return None
+
+    @hookimpl
+    def save(self) -> None:
+        return None
+
+
+@plugin
+class Stream:
+    """Rows that can only be read once, in order: which batch comes next is its own affair."""
+
+    batch_size: int = setting(16)
+
+    @hookimpl
+    def build_data(self) -> Data:
+        return StreamOfRows(self.batch_size)
+
+
+class StreamOfRows(Data):
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size, self.at = batch_size, 0
+        self.taken: list[int] = []
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        self.taken.append(self.at)
+        self.at += 1
+        return rows(self.batch_size, seed=self.taken[-1])
+
+    def state(self) -> dict[str, Any]:
+        return {"at": self.at}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.at = state["at"]
+        self.taken.clear()
 
 
 @jax.custom_jvp

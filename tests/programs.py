@@ -94,4 +94,4 @@ def assert_bitwise_equal(found: Any, expected: Any) -> None:
         )
         if (a.dtype, a.shape, a.tobytes()) != (b.dtype, b.shape, b.tobytes())
     ]
-    assert not different
+    assert not different, different
