@@ -1,0 +1,251 @@
+"""Every array lies where the rules say, on any mesh, and what is trained is the same."""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+from programs import Parts, assert_bitwise_equal, build, host, recipe
+
+from trainer_core import UserError
+from trainer_core.config import load_config
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+MESHES = {
+    "fsdp": {"data": 1, "fsdp": 8},
+    "data and fsdp": {"data": 2, "fsdp": 4},
+    "all three": {"data": 2, "fsdp": 2, "tensor": 2},
+}
+STEPS = 4
+SGD = {"use": "sgd", "momentum": 0.9}
+
+
+@functools.cache
+def built(shard: str, optimizer: str) -> Parts:
+    return build(
+        recipe(
+            model={"random_init": True},
+            shard=json.loads(shard),
+            optimizer=json.loads(optimizer),
+            schedule={"learning_rate": 0.01},
+        )
+    )
+
+
+def on(mesh: dict[str, int], optimizer: Any = SGD, **shard: Any) -> Parts:
+    return built(json.dumps({"mesh": mesh, **shard}), json.dumps(optimizer))
+
+
+def losses(parts: Parts) -> list[float]:
+    state, found = parts.state(), []
+    for step in range(STEPS):
+        state, metrics = parts.step(state, parts.batch(step))
+        found.append(float(metrics["loss"]))
+    return found
+
+
+@functools.cache
+def losses_on_one_device() -> tuple[float, ...]:
+    """The same step, compiled for one device."""
+    program = on(MESHES["fsdp"]).program
+    step = jax.jit(program.step.apply)
+    state = jax.device_put(on(MESHES["fsdp"]).state(), jax.devices()[0])
+    found = []
+    for index in range(STEPS):
+        state, metrics = step(state, jax.device_put(program.data.batch(index), jax.devices()[0]))
+        found.append(float(metrics["loss"]))
+    return tuple(found)
+
+
+def local(leaf: jax.Array) -> tuple[int, ...]:
+    shape: tuple[int, ...] = leaf.addressable_shards[0].data.shape
+    return shape
+
+
+@pytest.mark.eight_devices
+@pytest.mark.parametrize("mesh", MESHES)
+def test_every_leaf_lies_where_it_was_declared_before_and_after_a_step(mesh: str) -> None:
+    parts = on(MESHES[mesh])
+    declared = parts.program.shardings.state
+    state = parts.state()
+    assert jax.tree.map(lambda leaf: leaf.sharding, state) == declared
+    state, metrics = parts.step(state, parts.batch(0))
+    assert jax.tree.map(lambda leaf: leaf.sharding, state) == declared
+    assert all(each.sharding.is_fully_replicated for each in jax.tree.leaves(metrics))
+
+
+@pytest.mark.eight_devices
+@pytest.mark.parametrize("mesh", MESHES)
+def test_parameters_are_spread_by_the_rules_of_their_axes(mesh: str) -> None:
+    sizes = {"tensor": 1, **MESHES[mesh]}
+    fsdp, tensor = sizes["fsdp"], sizes["tensor"]
+    params = on(MESHES[mesh]).state().params
+    # embed -> fsdp, mlp -> tensor, norm -> whole
+    assert local(params["hidden"]["kernel"]) == (8 // fsdp, 16 // tensor)
+    assert local(params["out"]["kernel"]) == (16 // tensor, 8 // fsdp)
+    assert local(params["hidden"]["bias"]) == (16 // tensor,)
+    assert local(params["gain"]) == (16,)
+    batch = on(MESHES[mesh]).batch(0)
+    assert local(batch["x"]) == (16 // (sizes["data"] * fsdp), 8)
+
+
+@pytest.mark.eight_devices
+@pytest.mark.parametrize("mesh", MESHES)
+def test_the_optimizer_state_lies_like_the_parameters(mesh: str) -> None:
+    shardings = on(MESHES[mesh]).program.shardings.state
+    momentum = jax.tree.leaves(shardings.opt_state)[: len(jax.tree.leaves(shardings.params))]
+    assert momentum == jax.tree.leaves(shardings.params)
+
+
+@pytest.mark.eight_devices
+def test_factored_optimizer_state_is_spread_along_the_axis_that_it_keeps() -> None:
+    optimizer = {
+        "use": "optax",
+        "transform": "optax:adafactor",
+        "arguments": {"min_dim_size_to_factor": 8},
+    }
+    parts = on(MESHES["all three"], optimizer)
+    by_path = {
+        jax.tree_util.keystr(path): leaf.spec
+        for path, leaf in jax.tree_util.tree_leaves_with_path(
+            parts.program.shardings.state.opt_state
+        )
+    }
+    # Of hidden/kernel [embed, mlp]: one factor has a number for each row, the other for each
+    # column.
+    factors = {
+        path: spec
+        for path, spec in by_path.items()
+        if path.endswith("['hidden']['kernel']") and (".v_row" in path or ".v_col" in path)
+    }
+    assert sorted(factors.values(), key=str) == [P("fsdp"), P("tensor")]
+    state, _ = parts.step(parts.state(), parts.batch(0))
+    assert jax.tree.map(lambda leaf: leaf.sharding, state) == parts.program.shardings.state
+
+
+@pytest.mark.eight_devices
+def test_zero1_spreads_the_optimizer_state_alone_and_changes_no_loss() -> None:
+    whole = on({"data": 8})
+    spread = on({"data": 8}, optimizer_state="zero1")
+    state = spread.state()
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params))
+    sizes = [
+        (leaf.size, np.prod(local(leaf))) for leaf in jax.tree.leaves(state.opt_state) if leaf.shape
+    ]
+    assert sizes
+    assert all(size == 8 * on_each for size, on_each in sizes)
+    assert losses(spread) == pytest.approx(losses(whole), rel=(STEPS + 1) * 5e-6)
+
+
+@pytest.mark.eight_devices
+@pytest.mark.parametrize("mesh", MESHES)
+def test_the_losses_are_those_of_one_device(mesh: str) -> None:
+    found, expected = losses(on(MESHES[mesh])), losses_on_one_device()
+    # Sums in another order: 5e-6 for a loss and for a gradient, as test_accumulate derives. Each
+    # update adds this much to the parameters, and at a learning rate of 0.01 no later step
+    # makes it larger; so the loss of step n is off by n + 1 times as much at most.
+    for step in range(STEPS):
+        assert found[step] == pytest.approx(expected[step], rel=(step + 1) * 5e-6)
+    # And one update more or less is far outside.
+    assert abs(expected[1] - expected[0]) > 1e-3 * expected[0]
+
+
+@pytest.mark.eight_devices
+def test_initial_parameters_do_not_depend_on_the_mesh() -> None:
+    program = on(MESHES["fsdp"]).program
+    model = program.model
+    from trainer_core.randomness import fold
+
+    one = jax.jit(lambda key: model.init(fold(key, "init"))[0])(jax.random.key(0))
+    for mesh in MESHES.values():
+        assert_bitwise_equal(on(mesh).state().params, one)
+    assert len(np.unique(host(one["hidden"]["kernel"]))) == 8 * 16  # random, and no two alike
+
+
+# ------------------------------------------------------------------ mistakes
+
+
+def refused(**tables: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        build(recipe(**tables))
+    return str(caught.value)
+
+
+def test_an_unknown_logical_axis_names_the_parameter() -> None:
+    message = refused(model={"axis": "embd"})
+    assert message.startswith(
+        "parameter hidden/kernel: its logical axis 'embd' has no rule (did you mean 'embed'?)"
+    )
+    assert '[shard] rules = {embd = "MESH AXIS"}' in message
+
+
+def test_a_rule_for_a_mesh_axis_that_is_not_there_is_an_error() -> None:
+    message = refused(shard={"rules": {"embed": "fdsp"}})
+    assert (
+        "[shard] rules: embed = 'fdsp': the mesh has no such axis (did you mean 'fsdp'?)" in message
+    )
+
+
+@pytest.mark.parametrize("size", [8, -1])
+def test_a_mesh_axis_that_no_rule_uses_is_an_error_with_its_place(
+    size: int, user_file: Any
+) -> None:
+    path = user_file("typo.toml", f"[run]\n[shard]\nmesh = {{data = 1, fdsp = {size}}}\n")
+    with pytest.raises(UserError, match=r"\[shard\] mesh = .*typo\.toml:3.*did you mean 'fsdp'"):
+        load_config(path)
+
+
+def test_a_mesh_axis_with_a_rule_of_its_own_is_accepted() -> None:
+    table = {"mesh": {"expert": 4}, "rules": {"experts": "expert"}}
+    assert load_config(recipe(shard=table)).table["shard"]["mesh"]["expert"] == 4
+
+
+@pytest.mark.parametrize(
+    ("mesh", "said"),
+    [
+        ({"fsdp": 3}, "needs a multiple of 3 devices, and there are 1 (cpu)"),
+        ({"data": 1, "fsdp": 2}, "needs 2 devices, and there are 1 (cpu)"),
+        ({"fsdp": -1}, "only one axis may be -1, not data and fsdp"),
+        ({"fsdp": 0}, "each axis needs at least 1 device"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_the_devices_is_an_error(mesh: Any, said: str) -> None:
+    message = refused(shard={"mesh": mesh})
+    assert message.startswith("[shard] mesh = {data = ")
+    assert said in message
+
+
+@pytest.mark.eight_devices
+def test_one_mesh_axis_for_two_axes_of_a_parameter_is_an_error() -> None:
+    message = refused(shard={"mesh": {"data": 1, "fsdp": 8}, "rules": {"mlp": "fsdp"}})
+    assert (
+        "parameter hidden/kernel: its axes embed and mlp would both be spread over the mesh axis "
+        "'fsdp'; change one of [shard] rules" in message
+    )
+
+
+@pytest.mark.eight_devices
+def test_an_axis_that_its_devices_do_not_divide_is_an_error() -> None:
+    message = refused(
+        shard={"mesh": {"data": 1, "fsdp": 8}}, model={"inputs": 12}, data={"inputs": 12}
+    )
+    assert (
+        "parameter hidden/kernel: its axis embed of 12 cannot be spread over 8 devices (fsdp); "
+        'change [shard] mesh, or keep it whole with [shard] rules = {embed = ""}' in message
+    )
+
+
+@pytest.mark.eight_devices
+def test_a_batch_that_its_devices_do_not_divide_is_an_error() -> None:
+    message = refused(data={"batch_size": 12})
+    assert "[data] batch_size = 12 must be divisible by the 8 devices" in message
+    assert message.endswith("the next that fits is 16")
+    message = refused(data={"batch_size": 16}, accumulate={"microbatches": 4})
+    assert "microbatches = 4 x the 8 devices" in message
+    assert message.endswith("the next that fits is 32")
