@@ -37,11 +37,7 @@ def check_directory(config: Config, accept_changes: bool) -> None:
     nearest = next(each for each in (directory, *directory.absolute().parents) if each.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         kind = "no folder" if not nearest.is_dir() else "not writable"
-        place = config.origins.get("run.directory", config.origins["run.name"])
-        raise UserError(
-            f"the run directory {str(directory)!r} ({place}) cannot be written: "
-            f"{nearest} is {kind}; choose another: run.directory=PATH"
-        )
+        raise _unwritable(config, f"{nearest} is {kind}")
     changes = _changes(config)
     if changes and not accept_changes:
         listed = "".join(f"\n  {line}" for line in changes)
@@ -52,12 +48,19 @@ def check_directory(config: Config, accept_changes: bool) -> None:
 
 
 def write_directory(config: Config, run: Run) -> None:
-    """Write config.toml and versions.json."""
+    """Write config.toml and versions.json.
+
+    Raises:
+        UserError: the file system says no, though permissions said yes.
+    """
     if not run.is_main:
         return
-    run.directory.mkdir(parents=True, exist_ok=True)
-    _replace(run.directory / "config.toml", tomli_w.dumps(dict(config.table)))
-    _replace(run.directory / "versions.json", json.dumps(versions(config), indent=2) + "\n")
+    try:
+        run.directory.mkdir(parents=True, exist_ok=True)
+        _replace(run.directory / "config.toml", tomli_w.dumps(dict(config.table)))
+        _replace(run.directory / "versions.json", json.dumps(versions(config), indent=2) + "\n")
+    except OSError as error:
+        raise _unwritable(config, str(error)) from error
 
 
 def versions(config: Config) -> dict[str, Any]:
@@ -69,6 +72,14 @@ def versions(config: Config) -> dict[str, Any]:
         "python": platform.python_version(),
         "commit": _commit(),
     }
+
+
+def _unwritable(config: Config, reason: str) -> UserError:
+    place = config.origins.get("run.directory", config.origins["run.name"])
+    return UserError(
+        f"the run directory {str(config.directory)!r} ({place}) cannot be written: {reason}; "
+        f"choose another: run.directory=PATH"
+    )
 
 
 def _changes(config: Config) -> list[str]:

@@ -1,0 +1,99 @@
+"""The run directory: refused before anything is written, and never taken over in silence."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from pathlib import Path
+
+import pytest
+from programs import recipe
+
+from trainer_core.config import load_config
+from trainer_core.directory import check_directory, versions
+from trainer_core.errors import UserError
+from trainer_core.loop import fit
+
+
+@pytest.fixture
+def done(tmp_path: Path) -> Path:
+    """A run directory with one step in it."""
+    directory = tmp_path / "run"
+    fit(recipe(run={"directory": str(directory), "steps": 1}))
+    return directory
+
+
+def test_a_run_directory_holds_its_config_and_its_versions(done: Path) -> None:
+    written = tomllib.loads((done / "config.toml").read_text())
+    assert written == load_config(done / "config.toml").table | {"run": written["run"]}
+    assert written["run"]["steps"] == 1
+    found = json.loads((done / "versions.json").read_text())
+    assert {"plugins", "stack", "python", "trainer-core"} <= set(found)
+    assert "jax" in found["stack"]
+
+
+def test_another_config_is_refused_and_shown_key_by_key(done: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in done.rglob("*")}
+    changed = recipe(run={"directory": str(done), "steps": 2}, schedule={"learning_rate": 0.2})
+    with pytest.raises(UserError) as caught:
+        fit(changed)
+    message = str(caught.value)
+    assert "schedule.learning_rate: 0.1 -> 0.2" in message
+    assert "--accept-changes" in message
+    assert "run.name=NAME" in message
+    assert "run.steps" not in message, "the number of steps may change"
+    assert {path: path.stat().st_mtime_ns for path in done.rglob("*")} == before
+
+
+def test_accepted_changes_go_on_with_the_new_values(done: Path) -> None:
+    changed = recipe(run={"directory": str(done), "steps": 2}, schedule={"learning_rate": 0.2})
+    fit(changed, accept_changes=True)
+    assert tomllib.loads((done / "config.toml").read_text())["schedule"]["learning_rate"] == 0.2
+
+
+@pytest.mark.parametrize(
+    "override", ["run.steps=9", "run.log_every=2", "plugins.jsonl=false", "run.name=other"]
+)
+def test_what_training_does_not_depend_on_may_change(done: Path, override: str) -> None:
+    config = recipe(run={"directory": str(done), "steps": 1})
+    check_directory(load_config(config, [override]), accept_changes=False)
+
+
+def test_another_implementation_is_one_line_not_one_for_each_setting(done: Path) -> None:
+    config = load_config(recipe(run={"directory": str(done)}), ["optimizer.use=sgd"])
+    with pytest.raises(UserError) as caught:
+        check_directory(config, accept_changes=False)
+    assert 'optimizer.use: "adamw" -> "sgd"' in str(caught.value)
+    assert "optimizer.beta1" not in str(caught.value)
+
+
+def test_a_directory_that_cannot_be_made_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    config = recipe(run={"directory": str(tmp_path / "file" / "run")})
+    with pytest.raises(UserError, match=r"file/run.*cannot be written.*run\.directory=PATH"):
+        fit(config)
+
+
+def test_a_directory_without_permission_is_refused(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        # Root may write anywhere but where the kernel itself says no.
+        target = Path("/proc/run")
+    else:
+        target = tmp_path / "closed" / "run"
+        target.parent.mkdir(mode=0o500)
+    with pytest.raises(UserError, match="cannot be written") as caught:
+        fit(recipe(run={"directory": str(target)}))
+    assert str(target) in str(caught.value)
+
+
+def test_a_config_that_cannot_be_read_is_never_overwritten(done: Path) -> None:
+    (done / "config.toml").write_text("[run\n")
+    with pytest.raises(UserError, match=r"config\.toml cannot be read"):
+        fit(recipe(run={"directory": str(done), "steps": 2}))
+    assert (done / "config.toml").read_text() == "[run\n"
+
+
+def test_versions_name_every_plugin_of_the_run() -> None:
+    config = load_config(recipe())
+    assert set(versions(config)["plugins"]) == set(config.chosen)
