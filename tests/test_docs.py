@@ -46,7 +46,7 @@ OURS = ("trainer-core", "trainer-nnx-plugin", "trainer-checkpoint-plugin")
 NOT_RUN = {
     "pip install uv && uv run trainer train": (
         "sets an environment up, and trains for a minute",
-        (".ci/run", "uv run trainer train"),
+        (".ci/run", 'bin/trainer" train'),
     ),
     "pip install uv && uv run pytest": ("runs this test", (".ci/run", "uv run pytest")),
     "uv build --wheel --all-packages": (
@@ -288,6 +288,18 @@ def test_a_model_of_ones_own_takes_thirty_lines_or_fewer(page: Path) -> None:
     assert models
     for block in models:
         assert len(block.text.splitlines()) - 1 <= 30, f"{name_of(page)}:{block.line}"
+
+
+def test_the_recipe_of_the_readme_has_ten_lines() -> None:
+    recipe = next(block for block in blocks(ROOT / "README.md") if block.file == "recipe.toml")
+    assert len(recipe.text.splitlines()) - 1 == 10
+
+
+def test_every_promise_of_the_readme_names_a_test_that_exists() -> None:
+    promised = re.findall(r"`([\w/-]+\.py)::(\w+)`", (ROOT / "README.md").read_text())
+    assert promised
+    for file, test in promised:
+        assert f"\ndef {test}(" in (ROOT / file).read_text(), f"{file} has no {test}"
 
 
 # ---------------------------------------------------------------------------- settings
