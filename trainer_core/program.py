@@ -122,19 +122,21 @@ def build_program(run: Run, hooks: Hooks, first_step: int = 0) -> Program:
         data.load(beginning)  # a stream: the run has not taken its first batch yet
     model = hooks.build_state(run=run)
     _check_vocabulary(model, data)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params, buffers = jax.eval_shape(model.init, key)
+    _check_infos(model.params, params, "parameter")
+    _check_infos(model.buffers, buffers, "buffer")
     schedule = hooks.build_schedule(run=run)
     optimizer = hooks.build_optimizer(run=run, model=model, learning_rate=schedule)
     loss = build_loss(model)
+    jax.eval_shape(loss, params, buffers, shapes, key, None)
     grad_fn = hooks.accumulate(run=run, model=model, loss=loss)
     step = hooks.step(run=run, grad_fn=grad_fn, optimizer=optimizer, learning_rate=schedule)
 
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(functools.partial(_initial_state, model, optimizer, step), key)
-    _check_infos(model.params, state.params, "parameter")
-    _check_infos(model.buffers, state.buffers, "buffer")
-    jax.eval_shape(loss, state.params, state.buffers, shapes, key, None)
-
     derive = functools.partial(_derived_state, optimizer, step)
+    opt_state, extra = jax.eval_shape(derive, params)
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    state = TrainState(number, params, buffers, opt_state, key, extra)
     shardings = hooks.shard(run=run, model=model, abstract_state=state, derive=derive)
     return Program(
         run=run,
