@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def sample(
     program: Program,
     state: TrainState,
-    tokens: NDArray[Any],
+    tokens: Sequence[int] | NDArray[Any],
     length: int,
     temperature: float,
     key: jax.Array,

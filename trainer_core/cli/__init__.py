@@ -15,6 +15,8 @@ from trainer_core.terminal.output import flush
 
 def main() -> None:
     """Run the command of this process, and end it."""
+    # Wherever the loop does not handle it, SIGTERM unwinds as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     code = run(sys.argv[1:])
     # Nothing is left to stop in order: another signal may end the process here, with its code.
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
@@ -45,8 +44,6 @@ def configure(parser: Parser) -> None:
 
 def run(arguments: Namespace, context: Context) -> int:
     """Train, and show how it ended."""
-    # From here on SIGTERM is a KeyboardInterrupt too, wherever the loop does not handle it.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     style = "json" if arguments.json else "quiet" if arguments.quiet else ""
     try:
         config, result = _train(arguments, style, context)

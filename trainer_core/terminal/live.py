@@ -96,7 +96,7 @@ class LiveDisplay:
         time_left = f"{duration(remaining):>7} left" if remaining is not None else " " * 12
         room = columns - width(left) - len(counted) - len(time_left) - 2
         filled = max(0, room) * self._step // pace.steps
-        done, rest = ("#", "-") if ascii_only else ("━", "━")
+        done, rest = ("#", "-") if ascii_only else ("━", "─")
         bar: list[Part] = [(done * filled, _STYLE), (rest * (room - filled), "bright_black")]
         return [*left, *bar, GAP, counted, (time_left, "dim")]
 
