@@ -14,10 +14,6 @@ from trainer_core.decoder import DecoderConfig
 from trainer_core.randomness import fold_each
 from trainer_core.types import Axis, Kind, ParamInfo, Params
 
-# That of GPT-2 and Llama: the first logits are near 0 and the first loss is near ln(vocab), also
-# where the embedding is the output matrix too.
-EMBEDDING_STD = 0.02
-
 _VOCAB_IN, _VOCAB_OUT = Axis("vocab", "in"), Axis("vocab", "out")
 _EMBED_IN, _EMBED_OUT = Axis("embed", "in"), Axis("embed", "out")
 _MLP_IN, _MLP_OUT = Axis("mlp", "in"), Axis("mlp", "out")
@@ -68,7 +64,8 @@ def initialize(config: DecoderConfig, key: jax.Array) -> Params:
     """Return the first parameters, in the tree of `decoder_parameters`.
 
     Matrices are normal with variance 1 / fan_in, those that write to the residual stream
-    divided by 2 layers besides (Radford et al., GPT-2, 2019, section 2.3); norms are ones. Each
+    divided by 2 layers besides (Radford et al., GPT-2, 2019, section 2.3); embeddings with
+    variance 1 / width, so that the first logits have variance 1, tied or not; norms are ones. Each
     value depends on the key, its path and its place in the stack of layers alone: scanned and
     unrolled layers begin equal, and so do all frameworks and all shardings.
     """
@@ -101,17 +98,15 @@ def _weights(config: DecoderConfig) -> list[_Weight]:
 
 def _outer(config: DecoderConfig) -> list[_Weight]:
     vocab, width = config.vocab, config.width
-    weights = [
-        _Weight(
-            "embed/embedding", (vocab, width), (_VOCAB_IN, _EMBED_OUT), "embedding", EMBEDDING_STD
-        ),
-        _norm("final_norm", width),
-    ]
+    # Not the fixed 0.02 of GPT-2: a narrow model's first branches would drown such embeddings.
+    std = 1 / math.sqrt(width)
+    embedding = _Weight(
+        "embed/embedding", (vocab, width), (_VOCAB_IN, _EMBED_OUT), "embedding", std
+    )
+    weights = [embedding, _norm("final_norm", width)]
     if not config.tied:
         axes = (_EMBED_IN, _VOCAB_OUT)
-        weights.append(
-            _Weight("unembed/kernel", (width, vocab), axes, "unembedding", EMBEDDING_STD)
-        )
+        weights.append(_Weight("unembed/kernel", (width, vocab), axes, "unembedding", std))
     return weights
 
 

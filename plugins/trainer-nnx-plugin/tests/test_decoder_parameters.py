@@ -11,7 +11,7 @@ import pytest
 from trainer_nnx.decoder import decoder_model
 
 from trainer_core.decoder import PRESETS, DecoderConfig
-from trainer_core.decoder_parameters import EMBEDDING_STD, decoder_parameters, initialize
+from trainer_core.decoder_parameters import decoder_parameters, initialize
 from trainer_core.types import ParamInfo
 
 KEY = jax.random.key(1)
@@ -134,7 +134,7 @@ def test_first_values_have_the_promised_spread(first: Any) -> None:
     params = first["scanned"]
     layers = params["layers"]
     spreads = {
-        "embedding": (params["embed"]["embedding"], EMBEDDING_STD),
+        "embedding": (params["embed"]["embedding"], 64**-0.5),
         "query": (layers["attention"]["query"]["kernel"], 64**-0.5),
         "gate": (layers["mlp"]["gate"]["kernel"], 64**-0.5),
         "out": (layers["attention"]["out"]["kernel"], 64**-0.5 * 4**-0.5),
