@@ -28,6 +28,7 @@ import jax.numpy as jnp
 Path: TypeAlias = tuple[str, ...]
 
 _GOLDEN = 0x9E3779B9
+_compiled: set[Any] = set()  # saves time only: jax keeps the programs
 
 
 @attrs.frozen
@@ -50,13 +51,7 @@ def begin_checks(arrays: Mapping[Path, jax.Array]) -> dict[Path, Any]:
         arrays: of any shape, numeric dtype and sharding; no typed keys. They may be donated
             afterwards.
     """
-    # One small program for each kind of array: one for all of the state would take as long to
-    # compile as the arrays are many. They are compiled side by side, before the first is called;
-    # traced here, because jax's settings (a mesh, x64) are those of a thread.
-    kinds = {(array.shape, array.dtype, array.sharding): array for array in arrays.values()}
-    traced = [_check.lower(array) for array in kinds.values()]
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda program: program.compile(), traced))
+    _compile({(array.shape, array.dtype, array.sharding): array for array in arrays.values()})
     return {path: _check(array) for path, array in arrays.items()}
 
 
@@ -71,6 +66,18 @@ def finish_checks(running: Mapping[Path, Any]) -> dict[Path, Check]:
 def checks(arrays: Mapping[Path, jax.Array]) -> dict[Path, Check]:
     """Return the digest of each array."""
     return finish_checks(begin_checks(arrays))
+
+
+def _compile(kinds: Mapping[Any, jax.Array]) -> None:
+    # One small program for each kind of array: one for all of the state would take as long to
+    # compile as the arrays are many. They are compiled side by side, before the first is called;
+    # traced here, because jax's settings (a mesh, x64) are those of a thread.
+    new = kinds.keys() - _compiled
+    traced = [_check.lower(kinds[kind]) for kind in new]
+    if traced:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda program: program.compile(), traced))
+    _compiled.update(new)
 
 
 @jax.jit
