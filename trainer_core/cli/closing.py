@@ -37,15 +37,8 @@ def show(config: Config, result: Result, settings: list[str]) -> None:
     page.rows([*_ending(result, made), *_figures(metrics, result.program), *_place(config, result)])
     if made and not result.program.run.stopping:
         _show_sample(page, result)
-    page.line()
-    page.line(("next", "bold"))
-    commands = _next(config, result, settings)
-    fitting = [len(command) for command, _ in commands if len(command) <= _COMMAND]
-    for command, meaning in commands:
-        *begun, last = _continued(command, page.width - 4)
-        for line in begun:
-            page.line("  ", (line, "cyan"))
-        page.rows([(last, meaning)], indent=2, style="cyan", left=max(fitting, default=4) + 2)
+    if commands := _next(config, result, settings):
+        _show_commands(page, commands)
 
 
 def as_json(config: Config, result: Result) -> str:
@@ -142,6 +135,17 @@ def _train_again(settings: list[str], change: str = "") -> str:
     dropped = replaced.get(key, (key,))
     kept = [text for text in settings if text.partition("=")[0] not in dropped]
     return shlex.join(["trainer", "train", *kept, *([change] if change else [])])
+
+
+def _show_commands(page: Page, commands: list[tuple[str, str]]) -> None:
+    page.line()
+    page.line(("next", "bold"))
+    fitting = [len(command) for command, _ in commands if len(command) <= _COMMAND]
+    for command, meaning in commands:
+        *begun, last = _continued(command, page.width - 4)
+        for line in begun:
+            page.line("  ", (line, "cyan"))
+        page.rows([(last, meaning)], indent=2, style="cyan", left=max(fitting, default=4) + 2)
 
 
 def _continued(command: str, width: int) -> list[str]:

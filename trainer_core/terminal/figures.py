@@ -13,7 +13,7 @@ def short(number: float) -> str:
     for scale, letter in _SCALES:
         if abs(number) >= scale * 0.9995:
             return f"{_three_digits(number / scale)}{letter}"
-    return _three_digits(number)
+    return f"{number:.0f}" if float(number).is_integer() else _three_digits(number)
 
 
 def amount(number: float) -> str:
@@ -62,13 +62,15 @@ def plain(value: float) -> str:
 
 
 def norm(value: float) -> str:
-    """Return a gradient norm: `0.412`, `12.345`, `1.2e+05`."""
+    """Return a gradient norm, in five characters where that is possible: `0.412`, `12.35`."""
     if not math.isfinite(value):
         return str(value)
-    return f"{value:.3f}" if 1e-3 <= value < 1000 else f"{value:.1e}"
+    if not 1e-3 <= value < 999.95:
+        return f"{value:.1e}"
+    digits = 3 if value < 9.9995 else 2 if value < 99.995 else 1
+    return f"{value:.{digits}f}"
 
 
 def _three_digits(number: float) -> str:
     digits = 2 if abs(number) < 9.995 else 1 if abs(number) < 99.95 else 0
-    text = f"{number:.{digits}f}"
-    return text if digits == 0 or not float(number).is_integer() else f"{number:.0f}"
+    return f"{number:.{digits}f}"

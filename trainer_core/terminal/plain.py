@@ -54,10 +54,11 @@ class PlainDisplay:
         assert pace is not None
         now = time.monotonic()
         pace.add(step, now, metrics.get("tokens_per_second"))
-        wanted = step == pace.steps or any(name.startswith("eval") for name in metrics)
-        if wanted or now - self._step_shown >= self._every:
+        evaluated = any(name.startswith("eval") for name in metrics)
+        if evaluated or step == pace.steps or now - self._step_shown >= self._every:
             self._step_shown = self._spoke = now
-            left = pace.seconds_left(now) if step < pace.steps else None
+            # A line has room for one of the two.
+            left = None if evaluated or step == pace.steps else pace.seconds_left(now)
             self._page.line(*step_line(step, pace.steps, pace.smoothed(metrics), left))
 
     def close(self) -> None:
