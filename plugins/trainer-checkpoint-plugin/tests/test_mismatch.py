@@ -35,16 +35,16 @@ def refusal(run: Run, wanted: TrainState) -> str:
 
 def test_all_paths_that_differ_are_listed(run: Run, state: TrainState, warned: Any) -> None:
     params = {
-        "layers": {"kernel": jnp.zeros((16, 9)), "scale": jnp.zeros(8, jnp.float32)},
+        "layers": {"kernel": jnp.zeros((128, 9)), "scale": jnp.zeros(8, jnp.float32)},
         "head": {"kernel": jnp.zeros(2)},
     }
     message = refusal(run, attrs.evolve(state, params=params))
     lines = [line.strip() for line in message.splitlines()[1:-1]]
     assert lines == [
-        "different:  params/layers/kernel is float32[16, 8], this run has float32[16, 9]",
+        "different:  params/layers/kernel is float32[128, 8], this run has float32[128, 9]",
         "different:  params/layers/scale is bfloat16[8], this run has float32[8]",
         "missing:    params/head/kernel float32[2]",
-        "unexpected: params/embed.ding/embedding float32[16, 8]",
+        "unexpected: params/embed.ding/embedding float32[128, 8]",
     ]
     assert str(run.directory) in message
     assert warned() == []

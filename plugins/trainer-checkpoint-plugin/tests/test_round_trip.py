@@ -203,7 +203,7 @@ def test_a_checkpoint_says_what_it_is(run: Run) -> None:
     assert {"python", "jax", "orbax-checkpoint", "trainer-core"} <= meta["versions"].keys()
     assert meta["parts"].keys() == {"step", "params", "buffers", "opt_state", "key", "extra"}
     kernel = meta["leaves"]["params/layers/kernel"]
-    assert (kernel["shape"], kernel["dtype"]) == ([16, 8], "float32")
+    assert (kernel["shape"], kernel["dtype"]) == ([128, 8], "float32")
 
 
 def test_equal_states_have_equal_digests_and_others_have_not(run: Run, tmp_path: Path) -> None:
