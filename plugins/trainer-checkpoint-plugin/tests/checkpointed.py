@@ -30,14 +30,12 @@ def run_in(directory: Path, devices: int = 1) -> Run:
     return Run(config=CONFIG, settings=RunSettings(), directory=directory, mesh=mesh, axes=None)
 
 
-def state_at(
-    step: int, mesh: Any, tx: optax.GradientTransformation | None = None, width: int = 128
-) -> TrainState:
+def state_at(step: int, mesh: Any, tx: optax.GradientTransformation | None = None) -> TrainState:
     """A state that differs at every step, sharded over the mesh where its shapes allow it.
 
     Its arrays are large enough that they do not stand inside the index of the files.
     """
-    normal = jax.random.normal(jax.random.key(step), (width, 8))
+    normal = jax.random.normal(jax.random.key(step), (128, 8))
     params = {
         "layers": {"kernel": normal, "scale": normal[0].astype(jnp.bfloat16)},
         "embed.ding": {"embedding": normal * 2},
