@@ -12,9 +12,10 @@ import jax
 import numpy as np
 import pytest
 
-# Float32 carries 6e-8; these shapes add up a few hundred products and three layers of them.
+# Float32 carries 6e-8, and two layers of sums multiply it; errors of 3e-7 to 7e-7 were found in
+# the gradient.
 LOGITS_BOUND = 2e-6
-GRADIENT_BOUND = 5e-6
+GRADIENT_BOUND = 2e-6
 
 VARIANTS = {
     "tied, scanned": {},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,15 +11,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Decoder", "as_model", "decoder_model"]
 
+_HOMES = {"Decoder": "decoder", "as_model": "module", "decoder_model": "decoder"}
+
 
 def __getattr__(name: str) -> Any:
     # The settings live in this package too, and are read before jax and flax are loaded.
-    if name in ("Decoder", "decoder_model"):
-        from trainer_nnx import decoder
-
-        return getattr(decoder, name)
-    if name == "as_model":
-        from trainer_nnx.module import as_model
-
-        return as_model
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

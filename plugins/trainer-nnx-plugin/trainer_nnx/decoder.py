@@ -1,4 +1,4 @@
-"""The decoder language model in Flax NNX: the core's shapes and mathematics, as modules.
+"""The decoder language model in Flax NNX, and the pure functions that the core trains.
 
 The modules are built from values, not from random streams: `Decoder(config, params)`, with the
 parameters of a run or of `trainer_core.decoder_parameters.initialize`, is an ordinary NNX module.
@@ -7,11 +7,9 @@ parameters of a run or of `trainer_core.decoder_parameters.initialize`, is an or
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
-import attrs
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -22,25 +20,16 @@ from trainer_core.decoder_parameters import decoder_parameters, initialize
 from trainer_core.losses import token_cross_entropy
 from trainer_core.randomness import fold
 from trainer_core.types import Batch, Buffers, Model, ParamInfo, Params, Term
-
-Constrain: TypeAlias = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
-
-RESIDUAL = ("batch", "length", "embed")
-
-
-def unconstrained(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
-    """Return x as it is: the `constrain` of a model on one device."""
-    return x
-
-
-@attrs.frozen
-class Context:
-    """What every layer of one forward pass reads; see `Decoder.__call__`."""
-
-    positions: jax.Array
-    segments: jax.Array | None
-    key: jax.Array | None
-    constrain: Constrain
+from trainer_nnx.layers import (
+    RESIDUAL,
+    Block,
+    Constrain,
+    Context,
+    Embed,
+    Norm,
+    Projection,
+    unconstrained,
+)
 
 
 def decoder_model(config: DecoderConfig, constrain: Constrain = unconstrained) -> Model:
@@ -112,9 +101,8 @@ class Decoder(nnx.Module):
         self.config = config
         self.embed = Embed(config, params["embed"])
         if config.scan:
-            self.layers: Any = Block(
-                config, params["layers"]
-            )  # every array has a leading layer axis
+            # One block, whose arrays all have a leading axis of layers.
+            self.layers: Any = Block(config, params["layers"])
         else:
             values = params["layers"]
             self.layers = nnx.List([Block(config, values[str(i)]) for i in range(config.layers)])
@@ -141,7 +129,7 @@ class Decoder(nnx.Module):
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         context = Context(positions, segments, key, constrain)
-        x = self.embed(tokens)
+        x = self.embed(tokens, constrain)
         if key is not None:
             x = layers.dropout(x, self.config.dropout, fold(key, "embed"))
         x = constrain(x, RESIDUAL)
@@ -180,112 +168,3 @@ def _checkpointed(call: Any, remat: str, prevent_cse: bool) -> Any:
     policies = jax.checkpoint_policies
     policy = policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
     return jax.checkpoint(call, policy=policy, prevent_cse=prevent_cse)
-
-
-class Block(nnx.Module):
-    """One layer: attention and MLP, each normalised before and added to the residual stream."""
-
-    def __init__(self, config: DecoderConfig, params: Params) -> None:
-        self.dropout = config.dropout
-        self.attention_norm = Norm(config, params["attention_norm"])
-        self.attention = Attention(config, params["attention"])
-        self.mlp_norm = Norm(config, params["mlp_norm"])
-        self.mlp = MLP(config, params["mlp"])
-
-    def __call__(self, x: jax.Array, index: Any, context: Context) -> jax.Array:
-        """Return the residual stream [batch, length, embed] after layer `index`."""
-        branch = self.attention(self.attention_norm(x), context)
-        x = x + self._dropped(branch, index, "attention", context)
-        branch = self.mlp(self.mlp_norm(x), context)
-        x = x + self._dropped(branch, index, "mlp", context)
-        return context.constrain(x, RESIDUAL)
-
-    def _dropped(self, x: jax.Array, index: Any, site: str, context: Context) -> jax.Array:
-        if context.key is None or self.dropout == 0:
-            return x
-        return layers.dropout(x, self.dropout, fold(context.key, "layers", index, site))
-
-
-class Attention(nnx.Module):
-    """Causal attention with rotary positions, and fewer key heads than query heads if wanted."""
-
-    def __init__(self, config: DecoderConfig, params: Params) -> None:
-        self.theta = config.rope_theta
-        self.implementation = config.attention
-        self.query = Projection(config, params["query"])
-        self.key = Projection(config, params["key"])
-        self.value = Projection(config, params["value"])
-        self.out = Projection(config, params["out"])
-        self.query_norm = Norm(config, params["query_norm"]) if config.qk_norm else None
-        self.key_norm = Norm(config, params["key_norm"]) if config.qk_norm else None
-
-    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
-        """Return [batch, length, embed] for the normalised residual stream."""
-        query = self.query("ble,ehd->blhd", x)  # [batch, length, heads, head_dim]
-        key = self.key("ble,ehd->blhd", x)  # [batch, length, kv_heads, head_dim]
-        value = self.value("ble,ehd->blhd", x)
-        if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
-        query = layers.rotary(query, context.positions, self.theta)
-        key = layers.rotary(key, context.positions, self.theta)
-        query = context.constrain(query, ("batch", "length", "heads", "head_dim"))
-        key = context.constrain(key, ("batch", "length", "kv_heads", "head_dim"))
-        value = context.constrain(value, ("batch", "length", "kv_heads", "head_dim"))
-        read = layers.attention(query, key, value, context.segments, self.implementation)
-        return self.out("blhd,hde->ble", read)
-
-
-class MLP(nnx.Module):
-    """SwiGLU."""
-
-    def __init__(self, config: DecoderConfig, params: Params) -> None:
-        self.gate = Projection(config, params["gate"])
-        self.up = Projection(config, params["up"])
-        self.down = Projection(config, params["down"])
-
-    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
-        """Return [batch, length, embed] for the normalised residual stream."""
-        hidden = layers.swiglu(self.gate("ble,em->blm", x), self.up("ble,em->blm", x))
-        hidden = context.constrain(hidden, ("batch", "length", "mlp"))
-        return self.down("blm,me->ble", hidden)
-
-
-class Projection(nnx.Module):
-    """A kernel without a bias."""
-
-    def __init__(self, config: DecoderConfig, params: Params) -> None:
-        self.kernel = nnx.Param(params["kernel"])
-        self.dtype = config.compute_dtype
-
-    def __call__(self, equation: str, x: jax.Array, to: Any = None) -> jax.Array:
-        """Return the einsum of x and the kernel, in the compute dtype or in `to`."""
-        kernel = self.kernel[...].astype(self.dtype)
-        return jnp.einsum(equation, x, kernel, preferred_element_type=to)
-
-
-class Norm(nnx.Module):
-    """RMSNorm over the last axis."""
-
-    def __init__(self, config: DecoderConfig, params: Params) -> None:
-        self.scale = nnx.Param(params["scale"])
-        self.epsilon = config.norm_epsilon
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return layers.rms_norm(x, self.scale[...], self.epsilon)
-
-
-class Embed(nnx.Module):
-    """The vectors of the tokens."""
-
-    def __init__(self, config: DecoderConfig, params: Params) -> None:
-        self.embedding = nnx.Param(params["embedding"])
-        self.dtype = config.compute_dtype
-
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Return [batch, length, embed] for tokens [batch, length]."""
-        return jnp.asarray(self.embedding[...])[tokens].astype(self.dtype)
-
-    def attend(self, x: jax.Array) -> jax.Array:
-        """Return float32 logits [batch, length, vocab] for x [batch, length, embed]."""
-        kernel = self.embedding[...].astype(self.dtype)
-        return jnp.einsum("ble,ve->blv", x, kernel, preferred_element_type=jnp.float32)
