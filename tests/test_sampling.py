@@ -16,6 +16,7 @@ from trainer_core.decoder import DecoderConfig
 from trainer_core.errors import UserError
 from trainer_core.sampling import sample, window_size
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 trainer_nnx = pytest.importorskip("trainer_nnx.decoder")
 
 WINDOW = 8
@@ -27,8 +28,11 @@ KEY = jax.random.key(0)
 def decoder() -> tuple[Any, Any]:
     """A program around a decoder with random parameters, and its state."""
     model = trainer_nnx.decoder_model(CONFIG)
-    params, buffers = jax.jit(model.init)(jax.random.key(1))
-    return program(model.logits, params), SimpleNamespace(params=params, buffers=buffers)
+    random = np.random.default_rng(1)
+    params = jax.tree.map(
+        lambda info: random.normal(0, 0.3, info.shape).astype(np.float32), model.params
+    )
+    return program(model.logits, params), SimpleNamespace(params=params, buffers={})
 
 
 def program(logits: Callable[..., Any] | None, params: Any, context: int | None = None) -> Any:
