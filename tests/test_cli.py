@@ -477,13 +477,13 @@ def test_settings_of_a_plugin_are_shown_with_type_default_unit_and_meaning(
     )
     assert re.search(r"^ +transform +string +needed ", command("plugins", "optax").out, re.M)
     assert command("plugins", "none").out.rstrip().endswith("it has no settings")
-    settings = json.loads(command("plugins", "text", "--json").out)["plugins"][0]["settings"]
+    settings = json.loads(command("plugins", "sgd", "--json").out)["plugins"][0]["settings"]
     assert settings[0] == {
-        "key": "batch_size",
-        "type": "integer",
-        "default": "32",
-        "unit": "sequences",
-        "meaning": "of all processes together",
+        "key": "momentum",
+        "type": "number",
+        "default": "0.9",
+        "unit": "",
+        "meaning": "decay of the velocity; 0: none",
     }
 
 
