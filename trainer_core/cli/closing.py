@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trainer_core.cli.text import can_write, cut_into_lines, default_prompt, write
+from trainer_core.cli.waiting import waiting
 from trainer_core.defaults.jsonl import json_metrics
 from trainer_core.terminal import figures
 from trainer_core.terminal.page import Page
@@ -107,9 +108,10 @@ def _show_sample(page: Page, result: Result) -> None:
     program = result.program
     if program.run.processes > 1 or not can_write(program):
         return
-    prompt, added = write(program, result.state, default_prompt(program), SAMPLE)
+    with waiting("writing", plain=True):
+        prompt, added = write(program, result.state, default_prompt(program), SAMPLE)
     page.line()
-    page.line(("what it writes", "bold"), ("  after a line's beginning from held-out text", "dim"))
+    page.line(("what it writes", "bold"), ("  after the beginning of a held-out line", "dim"))
     for line in cut_into_lines(prompt + added, page.width - 4):
         page.line(("  │ ", "dim"), line)
 

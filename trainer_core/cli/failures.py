@@ -57,7 +57,7 @@ def say_error(text: str) -> None:
     from rich.text import Text
 
     console = Console(stderr=True, highlight=False)
-    console.print(Text("error: ", "bold red") + Text(text), soft_wrap=True)
+    console.print(Text.assemble(("error: ", "bold red"), text))
 
 
 def _write_down(error: Exception, directory: Path | None) -> Path | None:

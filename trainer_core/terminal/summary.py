@@ -23,8 +23,12 @@ def summary_rows(run: Run, program: Program, step: int) -> list[tuple[str, str]]
         step: from which it goes on.
     """
     config = run.config
+    said = dict(program.model.summary)
+    said.pop("parameters", None)
+    name = f"{config['model']['use']} {said.pop('preset', '')}".strip()
     rows = [
-        ("model", _model(config, program)),
+        ("model", f"{name}, {figures.amount(program.param_count)} parameters"),
+        *said.items(),
         ("batch", _batch(run, program)),
         ("devices", _devices(run)),
         *program.data.summary.items(),
@@ -34,16 +38,6 @@ def summary_rows(run: Run, program: Program, step: int) -> list[tuple[str, str]]
     if step:
         rows.append(("resumed", f"from the checkpoint of step {step:,}"))
     return rows
-
-
-def _model(config: Mapping[str, Any], program: Program) -> str:
-    said = dict(program.model.summary)
-    said.pop("parameters", None)
-    preset = said.pop("preset", "")
-    name = f"{config['model']['use']} {preset}".strip()
-    described = "; ".join(f"{name} {text}" for name, text in said.items())
-    count = f"{figures.amount(program.param_count)} parameters"
-    return f"{name}, {count}" + (f"\n{described}" if described else "")
 
 
 def _batch(run: Run, program: Program) -> str:
