@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-# Before jax is imported. The CPU, whatever else the machine has; and a program that several
+# Before jax is imported. The CPU, unless told otherwise, whatever the machine has: the bounds are
+# those of float32 on it, and bitwise equality is promised there. And a program that several
 # tests compile, or the processes that they start, is compiled once.
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="trainer-core-tests-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
@@ -32,7 +33,6 @@ Recipe = Callable[..., dict[str, Any]]
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
     """Return `programs.recipe` for a run in a folder of this test."""
-
     import programs
 
     def make(**tables: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,6 +77,11 @@ def pytest_configure(config: pytest.Config) -> None:
         "for all such tests of a session. Fixtures are set up in both.",
     )
     config.stash[_child] = None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Last, so that the other process is done, or nearly, when this one asks for its outcomes.
+    items.sort(key=lambda item: item.get_closest_marker("eight_devices") is not None)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -128,7 +133,7 @@ class _Child:
 
     def outcome(self, test: str) -> str | None:
         """Wait for the process, and return how a test failed; None where it passed."""
-        self.process.wait()
+        self.process.wait(timeout=900)
         lines = self.outcomes.read_text().splitlines() if self.outcomes.exists() else []
         outcomes: dict[str, str | None] = dict(json.loads(line) for line in lines)
         return outcomes[test] if test in outcomes else self.log.read_text()

@@ -9,6 +9,7 @@ import attrs
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from trainer_core import Axis, Data, Model, ParamInfo, Term, hookimpl, plugin, setting
 
@@ -297,6 +298,22 @@ class Forgetful:
     @hookimpl
     def save(self) -> None:
         return None
+
+
+def by_shape_alone(learning_rate: Any, refuse_meshes: bool = False) -> Any:
+    """An optimizer whose `init` hides from JAX that its state belongs to the parameters."""
+
+    def init(params: Any) -> Any:
+        if refuse_meshes and not jax.sharding.get_abstract_mesh().empty:
+            raise ValueError("no mesh, please")
+        return {"momentum": jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), params)}
+
+    def update(grads: Any, state: Any, params: Any = None) -> Any:
+        momentum = jax.tree.map(lambda a, b: 0.9 * a + b, state["momentum"], grads)
+        rate = learning_rate(0)
+        return jax.tree.map(lambda leaf: -rate * leaf, momentum), {"momentum": momentum}
+
+    return optax.GradientTransformation(init, update)
 
 
 @plugin

@@ -104,6 +104,23 @@ def test_the_optimizer_state_lies_like_the_parameters(mesh: str) -> None:
 
 
 @pytest.mark.eight_devices
+@pytest.mark.parametrize("refuse_meshes", [False, True])
+def test_optimizer_state_that_hides_what_it_belongs_to_is_found_by_its_path(
+    refuse_meshes: bool,
+) -> None:
+    optimizer = {
+        "use": "optax",
+        "transform": "models:by_shape_alone",
+        "arguments": {"refuse_meshes": refuse_meshes},
+    }
+    parts = on(MESHES["all three"], optimizer)
+    shardings = parts.program.shardings.state
+    assert shardings.opt_state["momentum"] == shardings.params
+    state, _ = parts.step(parts.state(), parts.batch(0))
+    assert jax.tree.map(lambda leaf: leaf.sharding, state) == shardings
+
+
+@pytest.mark.eight_devices
 def test_factored_optimizer_state_is_spread_along_the_axis_that_it_keeps() -> None:
     optimizer = {
         "use": "optax",
