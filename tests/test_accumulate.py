@@ -13,7 +13,7 @@ import pytest
 from models import COEFFICIENTS, rows
 from programs import Parts, build, host, recipe
 
-from trainer_core import Axis, Gradient, Model, ParamInfo, Term
+from trainer_core import Axis, Gradient, Model, ParamInfo, Term, UserError
 from trainer_core.assemble import open_run
 from trainer_core.config import load_config
 from trainer_core.defaults.accumulate import Microbatch
@@ -210,6 +210,11 @@ def test_gradients_of_bfloat16_parameters_add_up_in_float32(dtype: str, total: f
     )
     assert found.grads["p"].dtype == dtype
     assert found.grads["p"] == total
+
+
+def test_float64_is_refused_where_jax_would_make_it_float32() -> None:
+    with pytest.raises(UserError, match=r"\[accumulate\] dtype = \"float64\".*JAX_ENABLE_X64=1"):
+        build(recipe(accumulate={"microbatches": 2, "dtype": "float64"}))
 
 
 @pytest.mark.parametrize("depth", [0, 3])

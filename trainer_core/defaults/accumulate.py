@@ -49,6 +49,10 @@ class Microbatch:
                 f"devices that [shard] mesh spreads a batch over; the next that fits is "
                 f"{_next_multiple(run.batch_size, self.microbatches * run.axes.batch_parts())}"
             )
+        if self.dtype == "float64" and not jax.config.jax_enable_x64:
+            raise UserError(
+                '[accumulate] dtype = "float64": JAX would make it float32; set JAX_ENABLE_X64=1'
+            )
         gradient = jax.value_and_grad(loss, has_aux=True)
         if self.microbatches == 1:
             return _whole(gradient)
