@@ -49,7 +49,7 @@ class Microbatch:
                 f"devices that [shard] mesh spreads a batch over; the next that fits is "
                 f"{_next_multiple(run.batch_size, self.microbatches * run.axes.batch_parts())}"
             )
-        if self.dtype == "float64" and not jax.config.jax_enable_x64:
+        if self.dtype == "float64" and not getattr(jax.config, "jax_enable_x64", False):
             raise UserError(
                 '[accumulate] dtype = "float64": JAX would make it float32; set JAX_ENABLE_X64=1'
             )
