@@ -140,17 +140,23 @@ def test_a_big_file_is_mapped_and_not_read_whole(tmp_path: Path) -> None:
     peak = run_python(
         f"""
         import resource
+        from pathlib import Path
         from trainer_core.defaults.windows import Windows
         windows = Windows(path={str(big)!r}, length=128, batch_size=32, held_out=0.05)
         for step in range(3):
             windows.batch(step)
         windows.held_out_batch(0)
-        print(len(windows.training), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        print(len(windows.training))
+        # On Linux ru_maxrss begins at the peak of the process that started this one.
+        status = Path("/proc/self/status")
+        if status.exists():
+            print(int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024)
+        else:
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         """
     ).split()
-    unit = 1 if sys.platform == "darwin" else 1024
     assert int(peak[0]) > 7_000_000
-    assert int(peak[1]) * unit < size / 4
+    assert int(peak[1]) < size / 4
 
 
 def test_batches_are_made_without_jax() -> None:
