@@ -228,6 +228,20 @@ def test_output_is_compared_but_for_its_numbers() -> None:
     assert not re.fullmatch(expected, masked([line.replace("loss", "cost") for line in output]))
 
 
+def test_the_first_run_shows_what_the_readme_shows(folder: Path) -> None:
+    block = next(each for each in blocks(ROOT / "README.md") if "tiny, " in each.text)
+    code, printed = run("trainer train run.steps=2")
+    assert code == 0
+    assert outline(printed) == outline(block.text)
+
+
+def outline(text: str) -> list[str]:
+    """Return what stands before the first figure of each line, but for text of the model's."""
+    passing = re.compile(r"  │|\.\.\.$|\w+ \.\.\. \d+ s$")
+    lines = [line for line in text.splitlines() if not passing.match(line)]
+    return [" ".join(re.split(r"\d", line)[0].split()) for line in lines]
+
+
 # ---------------------------------------------------------------------------- links
 
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
