@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
+from importlib.metadata import version
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
+from packaging.version import Version
 from programs import Parts, assert_bitwise_equal, build, host, recipe
 
 from trainer_core import UserError
@@ -141,7 +142,11 @@ def test_factored_optimizer_state_is_spread_along_the_axis_that_it_keeps() -> No
         for path, spec in by_path.items()
         if path.endswith("['hidden']['kernel']") and (".v_row" in path or ".v_col" in path)
     }
-    assert sorted(factors.values(), key=str) == [P("fsdp"), P("tensor")]
+    # Before these versions JAX does not carry a sharding into a factor, which then stays whole.
+    carried = jax.__version_info__ >= (0, 10, 2) and Version(version("optax")) >= Version("0.2.8")
+    spread = sorted(axis for spec in factors.values() for axis in spec if axis is not None)
+    assert len(factors) == 2
+    assert spread == (["fsdp", "tensor"] if carried else [])
     state, _ = parts.step(parts.state(), parts.batch(0))
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == parts.program.shardings.state
 
