@@ -37,12 +37,12 @@ class RunSettings:
         None, "where the run is written; runs/NAME where not given", may_change=True
     )
     seed: int = setting(0, "of the parameters, the data order and dropout", check=ge(0))
-    steps: int = setting(500, "train until this step", unit="steps", check=ge(1), may_change=True)
+    steps: int = setting(300, "train until this step", unit="steps", check=ge(1), may_change=True)
     log_every: int = setting(
         1, "report metrics this often", unit="steps", check=ge(1), may_change=True
     )
     eval_every: int = setting(
-        250,
+        100,
         "evaluate this often, and at the end; 0: at the end only",
         unit="steps",
         check=ge(0),
