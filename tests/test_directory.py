@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from command import trainer
 from programs import recipe
 
 from trainer_core.config import load_config
@@ -97,3 +98,25 @@ def test_a_config_that_cannot_be_read_is_never_overwritten(done: Path) -> None:
 def test_versions_name_every_plugin_of_the_run() -> None:
     config = load_config(recipe())
     assert set(versions(config)["plugins"]) == set(config.chosen)
+
+
+def test_leaving_out_a_plugin_that_changes_training_is_a_change(tmp_path: Path) -> None:
+    folder = {"run": {"directory": str(tmp_path / "run"), "steps": 1}}
+    watching, changing = {"use": "models:StopAfter", "step": 9}, {"use": "models:Recorder"}
+    fit(recipe(**folder, plugins={"watching": watching, "changing": changing}))
+    check_directory(load_config(recipe(**folder, plugins={"changing": changing})), False)
+    with pytest.raises(UserError, match=r'plugins\.changing\.use: "models:Recorder" -> \(not set'):
+        check_directory(load_config(recipe(**folder, plugins={"watching": watching})), False)
+
+
+def test_a_model_beside_its_recipe_is_found_from_any_folder(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "beside.py").write_text("from models import Perceptron\n")
+    (home / "mine.toml").write_text(
+        '[run]\nsteps = 1\n[model]\nuse = "beside:Perceptron"\n[data]\nuse = "models:Examples"\n'
+    )
+    assert trainer("train", "home/mine.toml", folder=tmp_path).returncode == 0
+    measured = trainer("evaluate", str(tmp_path / "runs" / "mine"), folder=Path("/"))
+    assert measured.returncode == 0, measured.stderr
+    assert "eval loss" in measured.stdout

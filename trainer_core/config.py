@@ -39,6 +39,7 @@ class Config:
         table: every setting as a plain TOML value, defaults included.
         origins: dotted key to where its value came from: `recipe.toml:12`, `default`.
         notices: what the person should know, though nothing is wrong.
+        folders: where import paths were looked for, besides the installed packages.
     """
 
     run: RunSettings
@@ -47,6 +48,7 @@ class Config:
     table: Mapping[str, Any]
     origins: Mapping[str, str]
     notices: tuple[str, ...] = ()
+    folders: tuple[Path, ...] = ()
 
     @property
     def directory(self) -> Path:
@@ -77,7 +79,7 @@ def load_config(
     if isinstance(recipe, Path):
         named = {"run": {"name": recipe.stem}}
         layers.insert(0, recipes.Layer(f"the name of {recipe}", named))
-    return _Resolver(layers).resolve()
+    return attrs.evolve(_Resolver(layers).resolve(), folders=tuple(search))
 
 
 class _Resolver:

@@ -64,14 +64,33 @@ def write_directory(config: Config, run: Run) -> None:
 
 
 def versions(config: Config) -> dict[str, Any]:
-    """Return what a run is made of: plugins, JAX stack, Python, git commit."""
+    """Return what a run is made of: plugins, JAX stack, Python, git commit.
+
+    And what a later command must know: which of the `[plugins]` change training, and the folders
+    in which the user's own modules are.
+    """
     return {
         "plugins": {table: chosen.candidate.origin for table, chosen in config.chosen.items()},
+        "changing training": [
+            table
+            for table, chosen in config.chosen.items()
+            if table.startswith("plugins.") and not _only_watches(chosen.plugin)
+        ],
+        "import folders": [str(folder.resolve()) for folder in config.folders],
         "stack": {name: found for name in STACK if (found := _version(name))},
         "trainer-core": _version("trainer-core"),
         "python": platform.python_version(),
         "commit": _commit(),
     }
+
+
+def recorded(directory: Path, name: str) -> list[str]:
+    """Return a list that `versions` wrote into a run directory; empty where there is none."""
+    try:
+        found = json.loads((directory / "versions.json").read_text()).get(name, [])
+    except (OSError, json.JSONDecodeError, AttributeError):
+        return []
+    return list(found)
 
 
 def _unwritable(config: Config, reason: str) -> UserError:
@@ -109,7 +128,10 @@ def _may_change(config: Config, key: str) -> bool:
     if table == "plugins":
         name, _, rest = rest.partition(".")
         chosen = config.chosen.get(f"plugins.{name}")
-        if chosen is None or _only_watches(chosen.plugin):
+        if f"plugins.{name}" in recorded(config.directory, "changing training"):
+            if chosen is None:
+                return False
+        elif chosen is None or _only_watches(chosen.plugin):
             return True
         cls = type(chosen.plugin)
     elif table in config.chosen:

@@ -73,6 +73,8 @@ def read_run(directory: Path, overrides: Sequence[str]) -> Iterator[Reading]:
 
 def _config(directory: Path, overrides: Sequence[str]) -> Config:
     from trainer_core.config import load_config
+    from trainer_core.directory import recorded
+    from trainer_core.imports import search_in
 
     recipe = directory / "config.toml"
     if not recipe.is_file():
@@ -80,6 +82,8 @@ def _config(directory: Path, overrides: Sequence[str]) -> Config:
         raise UserError(
             f"{directory} {what if directory.exists() else 'does not exist'}{_runs_near(directory)}"
         )
+    # A model of the user's own lies where the run was started from.
+    search_in(*map(Path, recorded(directory, "import folders")))
     return load_config(
         recipe,
         [
