@@ -49,6 +49,7 @@ PROVIDERS = {
     ("model", "nnx"): "trainer-nnx-plugin",
     ("model", "nnx-module"): "trainer-nnx-plugin",
     ("model", "linen"): "trainer-linen-plugin",
+    ("model", "linen-module"): "trainer-linen-plugin",
     ("optimizer", "muon"): "trainer-muon-plugin",
     ("checkpoint", "orbax"): "trainer-checkpoint-plugin",
 }

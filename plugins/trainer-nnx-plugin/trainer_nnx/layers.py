@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
-import attrs
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from trainer_core import layers
 from trainer_core.decoder import DecoderConfig
-from trainer_core.randomness import fold
+from trainer_core.decoder_model import RESIDUAL, Context
 from trainer_core.types import Params
-
-Constrain: TypeAlias = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
-
-RESIDUAL = ("batch", "length", "embed")
-
-
-def unconstrained(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
-    """Return x as it is: the `constrain` of a model on one device."""
-    return x
-
-
-@attrs.frozen
-class Context:
-    """What every layer of one forward pass reads; see `Decoder.__call__`."""
-
-    positions: jax.Array
-    segments: jax.Array | None
-    key: jax.Array | None
-    constrain: Constrain
 
 
 class Block(nnx.Module):
@@ -48,15 +27,10 @@ class Block(nnx.Module):
     def __call__(self, x: jax.Array, index: Any, context: Context) -> jax.Array:
         """Return the residual stream [batch, length, embed] after layer `index`."""
         branch = self.attention(self.attention_norm(x), context)
-        x = x + self._dropped(branch, index, "attention", context)
+        x = x + context.dropped(branch, self.dropout, "layers", index, "attention")
         branch = self.mlp(self.mlp_norm(x), context)
-        x = x + self._dropped(branch, index, "mlp", context)
+        x = x + context.dropped(branch, self.dropout, "layers", index, "mlp")
         return context.constrain(x, RESIDUAL)
-
-    def _dropped(self, x: jax.Array, index: Any, site: str, context: Context) -> jax.Array:
-        if context.key is None or self.dropout == 0:
-            return x
-        return layers.dropout(x, self.dropout, fold(context.key, "layers", index, site))
 
 
 class Attention(nnx.Module):
@@ -134,10 +108,10 @@ class Embed(nnx.Module):
         self.embedding = nnx.Param(params["embedding"])
         self.dtype = config.compute_dtype
 
-    def __call__(self, tokens: jax.Array, constrain: Constrain) -> jax.Array:
+    def __call__(self, tokens: jax.Array, context: Context) -> jax.Array:
         """Return [batch, length, embed] for tokens [batch, length]."""
         # Whole vectors first: otherwise every device would look up the tokens of all of them.
-        table = constrain(jnp.asarray(self.embedding[...]), ("vocab", None))
+        table = context.constrain(jnp.asarray(self.embedding[...]), ("vocab", None))
         return table[tokens].astype(self.dtype)
 
     def attend(self, x: jax.Array) -> jax.Array:
