@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import attrs
 import jax
@@ -17,11 +17,10 @@ import jax.numpy as jnp
 from trainer_core import layers
 from trainer_core.decoder import DecoderConfig
 from trainer_core.decoder_parameters import decoder_parameters, initialize
+from trainer_core.layers import Constrain, unconstrained
 from trainer_core.losses import token_cross_entropy
 from trainer_core.randomness import fold
 from trainer_core.types import Batch, Buffers, Model, ParamInfo, Params, Term
-
-Constrain: TypeAlias = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
 
 RESIDUAL = ("batch", "length", "embed")
 LOGITS = ("batch", "length", "vocab")
@@ -31,11 +30,6 @@ class Forward(Protocol):
     """The decoder's forward pass in a framework: float32 logits [batch, length, vocab]."""
 
     def __call__(self, params: Params, tokens: jax.Array, context: Context) -> jax.Array: ...
-
-
-def unconstrained(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
-    """Return x as it is: the `constrain` of a model on one device."""
-    return x
 
 
 @attrs.frozen

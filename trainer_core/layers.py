@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
+
+Constrain: TypeAlias = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
+
+
+def unconstrained(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
+    """Return x as it is: the `constrain` of a model on one device."""
+    return x
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:

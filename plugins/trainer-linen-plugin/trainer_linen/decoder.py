@@ -16,14 +16,13 @@ from trainer_core.decoder import DecoderConfig
 from trainer_core.decoder_model import (
     LOGITS,
     RESIDUAL,
-    Constrain,
     Context,
     build_decoder_model,
     checkpointed,
     forward_context,
-    unconstrained,
 )
 from trainer_core.decoder_parameters import initialize
+from trainer_core.layers import Constrain, unconstrained
 from trainer_core.types import Model, Params
 from trainer_linen.layers import Block, Embed, Norm, Projection
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
@@ -13,10 +13,12 @@ from flax import nnx
 from trainer_core.errors import UserError
 from trainer_core.randomness import fold
 from trainer_core.types import Buffers, ParamInfo, Params
+from trainer_core.user_module import building_raised, carried, nested
 from trainer_nnx.infos import param_info
 
 _OWN_STATE = (nnx.Module, nnx.Variable, nnx.Rngs, nnx.RngStream)
 EPHEMERAL = (nnx.Intermediate, nnx.Cache)
+_CREATING = "create it in __init__, so that it can be saved, or make it an nnx.Intermediate"
 
 Keys = tuple[Any, ...]  # a path as NNX has it: an item of an nnx.List has an int
 
@@ -52,10 +54,10 @@ class Layout:
         return self.module_type.__qualname__
 
     def param_infos(self) -> dict[str, Any]:
-        return _nested((slot.keys, slot.info) for slot in self.params)
+        return nested((slot.keys, slot.info) for slot in self.params)
 
     def buffer_infos(self) -> dict[str, Any]:
-        return _nested((slot.keys, slot.info) for slot in self.buffers)
+        return nested((slot.keys, slot.info) for slot in self.buffers)
 
 
 def layout(make: Callable[[nnx.Rngs], nnx.Module]) -> Layout:
@@ -125,8 +127,8 @@ def split(module: nnx.Module, parts: Layout) -> tuple[Params, Buffers]:
     states: Any = nnx.split(module, nnx.Param, nnx.RngState, EPHEMERAL, ...)
     _, params, _, _, buffers = states
     return (
-        _nested(_values(params, parts.params, parts.name)),
-        _nested(_values(buffers, parts.buffers, parts.name)),
+        nested(_values(params, parts.params, parts.name)),
+        nested(_values(buffers, parts.buffers, parts.name)),
     )
 
 
@@ -135,7 +137,8 @@ def join(parts: Layout, params: Params, buffers: Buffers, key: jax.Array) -> Any
     values = [(slot.keys, _at(params, slot.keys)) for slot in parts.params]
     values += [(slot.keys, _at(buffers, slot.keys)) for slot in parts.buffers]
     values += [(stream.keys, _seeded(stream, key)) for stream in parts.streams]
-    return nnx.merge(parts.graphdef, _nested(values, strings=False))
+    state = nnx.from_flat_state(values)
+    return nnx.merge(parts.graphdef, nnx.to_pure_dict(state))
 
 
 def _seeded(stream: Stream, key: jax.Array) -> jax.Array:
@@ -148,20 +151,7 @@ def _seeded(stream: Stream, key: jax.Array) -> jax.Array:
 
 def _values(state: Any, slots: tuple[Slot, ...], name: str) -> Iterator[tuple[Keys, jax.Array]]:
     arrays = {keys: _array(leaf) for keys, leaf in nnx.to_flat_state(state)}
-    for slot in slots:
-        if slot.keys not in arrays:
-            raise UserError(f"{name}.terms removed {slot.info.path}, which is saved")
-        array, info = jnp.asarray(arrays.pop(slot.keys)), slot.info
-        if array.shape != info.shape:
-            raise UserError(
-                f"{name}.terms changed the shape of {info.path} from {info.shape} to {array.shape}"
-            )
-        yield slot.keys, array.astype(info.dtype)
-    for keys in arrays:
-        raise UserError(
-            f"{name}.terms created {'/'.join(map(str, keys))}: create it in __init__, so that it "
-            f"can be saved, or make it an nnx.Intermediate"
-        )
+    return carried(((slot.keys, slot.info) for slot in slots), arrays, name, _CREATING)
 
 
 def _array(leaf: Any) -> Any:
@@ -196,21 +186,10 @@ def _why(error: Exception) -> str:
             f"{first_line} Hold modules in nnx.List([...]) or nnx.Dict(...), so that their "
             f"parameters are found"
         )
-    return f"building the model raised {type(error).__name__}: {first_line}"
+    return building_raised(error)
 
 
 def _at(tree: Any, keys: Keys) -> Any:
     for key in keys:
         tree = tree[str(key)]
-    return tree
-
-
-def _nested(leaves: Iterable[tuple[Keys, Any]], strings: bool = True) -> dict[Any, Any]:
-    tree: dict[Any, Any] = {}
-    for keys, leaf in leaves:
-        *parents, name = map(str, keys) if strings else keys
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
     return tree

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -11,12 +9,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from trainer_core.errors import UserError
-from trainer_core.types import Batch, Buffers, Model, ParamInfo, Params, Term
+from trainer_core.layers import Constrain, unconstrained
+from trainer_core.types import Batch, Buffers, Model, Params, Term
+from trainer_core.user_module import (
+    checked_terms,
+    method_of,
+    module_summary,
+    no_terms,
+    takes,
+)
 from trainer_nnx.graph import Layout, build, join, layout, split
 
 Terms: TypeAlias = Callable[..., Mapping[str, Term]]
-Constrain: TypeAlias = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
 
 
 def as_model(
@@ -46,14 +50,11 @@ def as_model(
             no terms; names its class and the remedy.
     """
     parts = layout(make)
-    terms = terms or _method(parts.module_type, "terms")
+    terms = terms or method_of(parts.module_type, "terms")
     if terms is None:
-        raise UserError(
-            f"{parts.name} has no method terms(self, batch): write one that returns "
-            f'{{"loss": Term(sum, weight)}}, or give as_model(..., terms=...)'
-        )
-    logits = logits or _method(parts.module_type, "logits")
-    extra = {"constrain": constrain or _unconstrained} if _takes(terms, "constrain") else {}
+        raise no_terms(parts.name)
+    logits = logits or method_of(parts.module_type, "logits")
+    extra = {"constrain": constrain or unconstrained} if takes(terms, "constrain") else {}
 
     def init(key: jax.Array) -> tuple[Params, Buffers]:
         return split(build(make, key), parts)
@@ -62,7 +63,7 @@ def as_model(
         params: Params, buffers: Buffers, batch: Batch, key: jax.Array, train: bool
     ) -> tuple[dict[str, Term], Buffers]:
         module = _prepared(parts, params, buffers, key, train)
-        found = _checked(terms(module, batch, **extra), parts.name)
+        found = checked_terms(terms(module, batch, **extra), parts.name)
         return found, split(module, parts)[1] if train else buffers
 
     def call_logits(params: Params, buffers: Buffers, batch: Batch) -> jax.Array:
@@ -77,7 +78,7 @@ def as_model(
         buffers=parts.buffer_infos(),
         coefficients=coefficients or {},
         logits=call_logits if logits is not None else None,
-        summary=_summary(parts),
+        summary=module_summary(parts.name, (slot.info for slot in parts.params)),
     )
 
 
@@ -90,53 +91,3 @@ def _prepared(
     else:
         module.eval()  # type: ignore[no-untyped-call]
     return module
-
-
-def _method(module_type: type[nnx.Module], name: str) -> Any:
-    method = getattr(module_type, name, None)
-    return method if callable(method) else None
-
-
-def _takes(function: Callable[..., Any], name: str) -> bool:
-    try:
-        return name in inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return False
-
-
-def _unconstrained(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
-    return x
-
-
-def _checked(found: Any, name: str) -> dict[str, Term]:
-    """Name the module's class in what the core would refuse."""
-    remedy = (
-        "return {name: Term(sum, weight)}, with a sum over examples and the weight to divide it "
-        "by: the trainer divides once, over all microbatches and devices"
-    )
-    if not isinstance(found, Mapping):
-        raise UserError(f"{name}.terms returned {_described(found)}; {remedy}")
-    for term, value in found.items():
-        if not isinstance(value, Term):
-            raise UserError(f"{name}.terms: the term {term!r} is {_described(value)}; {remedy}")
-    return dict(found)
-
-
-def _described(value: Any) -> str:
-    if hasattr(value, "shape"):
-        return f"a bare array of shape {tuple(value.shape)}"
-    return f"a {type(value).__name__}"
-
-
-def _summary(parts: Layout) -> dict[str, str]:
-    infos: list[ParamInfo] = [slot.info for slot in parts.params]
-    summary = {
-        "module": parts.name,
-        "parameters": f"{sum(math.prod(info.shape) for info in infos):,}",
-    }
-    unknown = [info.path for info in infos if info.kind == "other"]
-    if unknown:
-        shown = ", ".join(unknown[:5]) + (", …" if len(unknown) > 5 else "")
-        verb = "parameter carries" if len(unknown) == 1 else "parameters carry"
-        summary["of no known kind"] = f"{len(unknown)} {verb} no ParamInfo: {shown}"
-    return summary
