@@ -180,8 +180,8 @@ class Recorder:
         return source
 
     @hookimpl(wrapper=True)
-    def build_state(self, run: Any) -> Any:
-        return (yield from self._around("build_state", run=run))
+    def build_state(self, run: Any, batch: Any) -> Any:
+        return (yield from self._around("build_state", run=run, batch=batch))
 
     @hookimpl(wrapper=True)
     def build_schedule(self, run: Any) -> Any:

@@ -15,6 +15,7 @@ from trainer_core.errors import UserError
 from trainer_core.plugin import hookimpl
 
 if TYPE_CHECKING:
+    import jax
     import optax
 
     from trainer_core.program import Program
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 class Hooks(Protocol):
     """The calls of `hookspecs.TrainerSpec` as the core makes them: checked, by keyword."""
 
-    def build_state(self, *, run: Run) -> Model: ...
+    def build_state(self, *, run: Run, batch: dict[str, jax.ShapeDtypeStruct]) -> Model: ...
     def build_schedule(self, *, run: Run) -> Callable[[Any], Any]: ...
     def build_optimizer(
         self, *, run: Run, model: Model, learning_rate: Callable[[Any], Any]

@@ -19,6 +19,7 @@ from trainer_core.plugin import hookspec
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import jax
     import optax
 
     from trainer_core.program import Program
@@ -53,10 +54,11 @@ class TrainerSpec:
         """
 
     @hookspec(firstresult=True)
-    def build_state(self, run: Run) -> Model | None:
+    def build_state(self, run: Run, batch: dict[str, jax.ShapeDtypeStruct]) -> Model | None:
         """Return the model as pure functions. One: the `[model]` slot.
 
-        Nothing is allocated here: `Model.init` runs later, under jit.
+        Nothing is allocated here: `Model.init` runs later, under jit. `batch` has the shape and
+        dtype of each array of a global batch, for models whose parameters follow from them.
         """
 
     @hookspec(firstresult=True)

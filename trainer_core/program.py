@@ -120,7 +120,7 @@ def build_program(run: Run, hooks: Hooks, first_step: int = 0) -> Program:
     shapes = _batch_shapes(run, data.batch(first_step))
     if beginning is not None:
         data.load(beginning)  # a stream: the run has not taken its first batch yet
-    model = hooks.build_state(run=run)
+    model = hooks.build_state(run=run, batch=dict(shapes))
     _check_vocabulary(model, data)
     key = jax.eval_shape(lambda: jax.random.key(0))
     params, buffers = jax.eval_shape(model.init, key)

@@ -6,11 +6,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trainer_linen.boxes import with_info
     from trainer_linen.decoder import Decoder, decoder_model
+    from trainer_linen.module import as_model
 
-__all__ = ["Decoder", "decoder_model"]
+__all__ = ["Decoder", "as_model", "decoder_model", "with_info"]
 
-_HOMES = {"Decoder": "decoder", "decoder_model": "decoder"}
+_HOMES = {
+    "Decoder": "decoder",
+    "as_model": "module",
+    "decoder_model": "decoder",
+    "with_info": "boxes",
+}
 
 
 def __getattr__(name: str) -> Any:

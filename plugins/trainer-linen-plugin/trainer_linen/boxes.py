@@ -1,0 +1,104 @@
+"""What an initialiser can say of its parameter: a box around the value, as Linen's own are."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+import jax
+from flax import linen as nn
+from flax.core import meta
+
+from trainer_core.types import Kind, Role
+
+
+@attrs.frozen
+class Described(meta.AxisMetadata[Any]):
+    """A value, and what it is for; see `with_info`."""
+
+    value: Any
+    names: tuple[str | None, ...] | None = None
+    kind: str | None = None
+    roles: tuple[str, ...] | None = None
+    blocks: tuple[tuple[str, int], ...] = ()
+
+    def unbox(self) -> Any:
+        return self.value
+
+    def replace_boxed(self, val: Any) -> Described:
+        return attrs.evolve(self, value=val)
+
+    def add_axis(self, index: int, params: dict[Any, Any]) -> Described:
+        if self.names is None:
+            return self
+        name = params.get(meta.PARTITION_NAME)
+        names = (*self.names[:index], name, *self.names[index:])
+        return attrs.evolve(self, names=names)
+
+    def remove_axis(self, index: int, params: dict[Any, Any]) -> Described:
+        if self.names is None:
+            return self
+        names = (*self.names[:index], *self.names[index + 1 :])
+        return attrs.evolve(self, names=names)
+
+
+jax.tree_util.register_dataclass(
+    Described, data_fields=["value"], meta_fields=["names", "kind", "roles", "blocks"]
+)
+
+
+def with_info(
+    init: Callable[..., Any],
+    *,
+    names: Sequence[str | None] | None = None,
+    kind: Kind | None = None,
+    roles: Sequence[Role] | None = None,
+    blocks: Sequence[tuple[str, int]] = (),
+) -> Callable[..., Any]:
+    """Return an initialiser that also says what its parameter is for.
+
+    It goes wherever Linen takes an initialiser: `kernel_init=with_info(init, kind="router")`, or
+    `self.param("gate", with_info(init, kind="matrix", roles=("in", "out")), shape)`. What it
+    leaves out follows from the Flax layer, as without it.
+
+    Args:
+        init: any initialiser.
+        names: the logical name of each axis, as in `nn.with_partitioning`.
+        kind, roles, blocks: as in `trainer_core.ParamInfo`.
+    """
+
+    @functools.wraps(init)
+    def described(*args: Any, **options: Any) -> Described:
+        return Described(
+            init(*args, **options),
+            names=None if names is None else tuple(names),
+            kind=kind,
+            roles=None if roles is None else tuple(roles),
+            blocks=tuple((name, size) for name, size in blocks),
+        )
+
+    return described
+
+
+def is_box(leaf: Any) -> bool:
+    return isinstance(leaf, meta.AxisMetadata)
+
+
+def content(leaf: Any) -> Any:
+    """Return the value in a box; its names are not applied: they are not names of mesh axes."""
+    if isinstance(leaf, nn.Partitioned):
+        return leaf.unbox(apply_constraint=False)
+    return leaf.unbox() if is_box(leaf) else leaf
+
+
+def names_of(leaf: Any) -> tuple[Any, ...] | None:
+    """Return the logical names of a box, one for each axis; None where it has none."""
+    names = getattr(leaf, "names", None) if is_box(leaf) else None
+    return None if names is None else tuple(names)
+
+
+def opened(tree: Any) -> Any:
+    """Return a tree with every box replaced by its value."""
+    return jax.tree.map(content, tree, is_leaf=is_box)

@@ -1,0 +1,203 @@
+"""Take a Linen module's variables apart into plain dicts with string keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import attrs
+import jax
+import jax.numpy as jnp
+from flax import errors
+from flax import linen as nn
+from flax.core import unfreeze
+
+from trainer_core.errors import UserError
+from trainer_core.randomness import fold
+from trainer_core.types import Buffers, ParamInfo, Params
+from trainer_core.user_module import building_raised, carried, nested
+from trainer_linen.boxes import content, is_box
+from trainer_linen.infos import Origin, array_info
+
+# Collections that live within a call; the first three only leave it, and depend on the batch.
+_OUTPUTS = ("intermediates", "losses", "perturbations")
+EPHEMERAL = (*_OUTPUTS, "cache")
+_CREATING = (
+    "create it whether `train` is true or not, so that it exists at first and is saved, or sow it "
+    "into intermediates"
+)
+
+Keys = tuple[str, ...]  # a path, the collection first
+
+
+@attrs.frozen
+class Slot:
+    """One array: where Linen keeps it, and what is known of it."""
+
+    keys: Keys
+    info: ParamInfo
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Layout:
+    """What a module consists of, without its arrays.
+
+    Attributes:
+        module: the module, unbound.
+        streams: the names of its random streams.
+        make: `make(key, batch)` returns its first variables; without a batch, no forward pass is
+            computed.
+    """
+
+    module: nn.Module
+    streams: tuple[str, ...]
+    make: Callable[[jax.Array], Any]
+    params: tuple[Slot, ...]
+    buffers: tuple[Slot, ...]
+
+    @property
+    def name(self) -> str:
+        return type(self.module).__qualname__
+
+    def param_infos(self) -> dict[str, Any]:
+        return nested((slot.keys[1:], slot.info) for slot in self.params)
+
+    def buffer_infos(self) -> dict[str, Any]:
+        return nested((slot.keys, slot.info) for slot in self.buffers)
+
+
+def layout(
+    module: Any,
+    batch: Mapping[str, Any],
+    streams: Sequence[str],
+    method: Any,
+    options: Mapping[str, Any],
+) -> Layout:
+    """Return the layout of a module; nothing is allocated.
+
+    Args:
+        module: a Linen module.
+        batch: the shape and dtype of each array of a batch.
+        streams: the names of its random streams.
+        method: what it is initialised by: its method of this name, or a function of it.
+        options: keyword arguments of the method.
+
+    Raises:
+        UserError: it is no Linen module, its first call raises, or it holds what cannot be
+            trained or saved.
+    """
+    if not isinstance(module, nn.Module):
+        raise UserError(f"{module!r} is a {type(module).__name__}, not a flax.linen.Module")
+    abstract = jax.eval_shape(lambda: jax.tree.map(_empty, dict(batch)))
+
+    def make(key: jax.Array) -> Any:
+        rngs = {"params": key, **seeded(streams, key)}
+        with _without_a_mesh():
+            return module.lazy_init(
+                rngs, abstract, method=method, mutable=nn.DenyList(_OUTPUTS), **options
+            )
+
+    origins: dict[Keys, Origin] = {}
+    try:
+        with nn.intercept_methods(_note_origins(origins)):
+            variables = jax.eval_shape(make, jax.random.key(0))
+    except UserError as error:
+        raise UserError(str(error)) from error.__cause__  # without JAX's note on its traceback
+    except errors.LazyInitError as error:
+        raise UserError(
+            f"{type(module).__qualname__}: a first value depends on the values of a batch, and "
+            f"must depend on its shapes alone"
+        ) from error
+    except Exception as error:
+        raise UserError(_why(error)) from error
+    slots = [
+        Slot(keys, array_info(_path(keys), leaf, keys[0] == "params", origins.get(keys)))
+        for keys, leaf in _flat(variables)
+    ]
+    return Layout(
+        module=module,
+        streams=tuple(streams),
+        make=make,
+        params=tuple(slot for slot in slots if slot.keys[0] == "params"),
+        buffers=tuple(slot for slot in slots if slot.keys[0] != "params"),
+    )
+
+
+def _empty(array: Any) -> jax.Array:
+    return jnp.empty(array.shape, jax.dtypes.canonicalize_dtype(array.dtype))
+
+
+def seeded(streams: Sequence[str], key: jax.Array) -> dict[str, jax.Array]:
+    """Return the key of each random stream; Linen folds in the path of the module that asks."""
+    return {name: fold(key, name) for name in streams}
+
+
+def split(variables: Any, parts: Layout) -> tuple[Params, Buffers]:
+    """Return first variables as parameters and buffers: nested dicts with string keys."""
+    values = {keys: content(leaf) for keys, leaf in _flat(variables)}
+    params = nested((slot.keys[1:], values[slot.keys]) for slot in parts.params)
+    return params, nested((slot.keys, values[slot.keys]) for slot in parts.buffers)
+
+
+def buffers_after(variables: Any, parts: Layout) -> Buffers:
+    """Return what a call left in the collections that are saved.
+
+    Raises:
+        UserError: a variable has another shape than at first, or did not exist then.
+    """
+    arrays = {keys: content(leaf) for keys, leaf in _flat(variables)}
+    known = [(slot.keys, slot.info) for slot in parts.buffers]
+    return nested(carried(known, arrays, parts.name, _CREATING))
+
+
+def _flat(variables: Any) -> Iterator[tuple[Keys, Any]]:
+    """Yield what is trained or saved: its path, the collection first, and the array or box."""
+    kept = {name: tree for name, tree in unfreeze(variables).items() if name not in EPHEMERAL}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(kept, is_leaf=is_box):
+        keys: Any = tuple(getattr(entry, "key", None) for entry in path)
+        if not all(isinstance(key, str) for key in keys):
+            raise UserError(
+                f"{jax.tree_util.keystr(path)}: hold one array in each variable, or a dict of "
+                f"arrays with string keys"
+            )
+        yield keys, leaf
+
+
+def _note_origins(origins: dict[Keys, Origin]) -> Any:
+    """Return an interceptor that notes each array as the module that creates it sees it."""
+
+    def note(call: Any, args: Any, options: Any, context: Any) -> Any:
+        result = call(*args, **options)
+        module = context.module
+        if module.scope is not None:
+            for collection, values in module.variables.items():
+                for name, value in values.items():
+                    if is_box(value) or hasattr(value, "shape"):
+                        keys = (collection, *module.path, name)
+                        origins[keys] = Origin(module.clone(parent=None), value)
+        return result
+
+    return note
+
+
+def _without_a_mesh() -> Any:
+    # Linen would take the names in a box for names of mesh axes, under a mesh that is set.
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
+
+
+def _path(keys: Keys) -> str:
+    return "/".join(keys[1:] if keys[0] == "params" else keys)
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, errors.InvalidRngError):
+        return no_stream(error)
+    return building_raised(error)
+
+
+def no_stream(error: Exception) -> str:
+    first_line = str(error).split(" (")[0]
+    return (
+        f"{first_line}, and no random stream has this name: give the names of all of them, "
+        f'rngs = ["dropout", ...]'
+    )
