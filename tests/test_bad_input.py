@@ -35,7 +35,7 @@ RECIPES = {
     ),
     "wrong type": (
         '[schedule]\nlearning_rate = "fast"\n',
-        ['[schedule] learning_rate = "fast"', "recipe.toml:2", "expected a number"],
+        ['[schedule] learning_rate = "fast"', "recipe.toml:2", "expected a finite number"],
     ),
     "a bool for a number": ("[run]\nsteps = true\n", ["steps = true", "a whole number"]),
     "a fraction for a whole number": ("[run]\nsteps = 1.5\n", ["steps = 1.5", "a whole number"]),
@@ -108,6 +108,9 @@ OVERRIDES = {
     "no value": ("run.steps", ["run.steps", "KEY=VALUE"]),
     "no table": ("steps=3", ["steps=3", "TABLE.KEY=VALUE"]),
     "wrong type": ("run.steps=many", ['steps = "many"', "command line", "a whole number"]),
+    "not finite": ("schedule.learning_rate=inf", ["learning_rate = inf", "a finite number"]),
+    "a seed beyond 64 bits": ("run.seed=99999999999999999999", ["seed", "< 9223372036854775808"]),
+    "no table, but a key that has one": ("steps=3", ["did you mean run.steps?"]),
     "a number for a name": ("run.name=7", ["name = 7", "command line", "in quotes"]),
     "a path for a name": ("run.name=a/b", ["name", "run.directory"]),
     "unknown key": ("run.stpes=3", ["'stpes'", "command line", "did you mean 'steps'"]),

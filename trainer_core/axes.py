@@ -14,6 +14,7 @@ from trainer_core.suggest import did_you_mean
 from trainer_core.types import ParamInfo
 
 Rules = Mapping[str, str | Sequence[str]]
+_MESH, _RULES = "shard.mesh", "shard.rules"
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device]) -> Mesh:
@@ -34,14 +35,17 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device]) -> Mesh:
     free = [name for name, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if len(free) > 1:
-        raise UserError(f"{where}: only one axis may be -1, not {' and '.join(free)}")
+        raise UserError(f"{where}: only one axis may be -1, not {' and '.join(free)}", _MESH)
     if any(size < 1 and size != -1 for size in sizes.values()):
-        raise UserError(f"{where}: each axis needs at least 1 device, or -1 for all that remain")
+        raise UserError(
+            f"{where}: each axis needs at least 1 device, or -1 for all that remain", _MESH
+        )
     if len(devices) % fixed or (not free and fixed != len(devices)):
         raise UserError(
             f"{where} needs {'a multiple of ' if free else ''}{fixed} devices, "
             f"and there are {len(devices)} ({devices[0].platform}); "
-            f"change the sizes, or leave one at -1"
+            f"change the sizes, or leave one at -1",
+            _MESH,
         )
     shape = tuple(len(devices) // fixed if size == -1 else size for size in sizes.values())
     names = tuple(sizes)
@@ -55,10 +59,12 @@ class AxisRules:
     Attributes:
         mesh: the devices.
         rules: logical name to a mesh axis, or several; an empty string or list: not spread.
+        seen: the names by which activations were constrained, while the model was traced.
     """
 
     mesh: Mesh
     rules: Rules
+    seen: set[str] = attrs.field(init=False, factory=set)
 
     def __attrs_post_init__(self) -> None:
         for name in self.rules:
@@ -67,7 +73,8 @@ class AxisRules:
                     raise UserError(
                         f"[shard] rules: {name} = {axis!r}: the mesh has no such axis"
                         f"{did_you_mean(axis, self.mesh.shape)}; it has: "
-                        f"{', '.join(self.mesh.shape)}"
+                        f"{', '.join(self.mesh.shape)}",
+                        _RULES,
                     )
 
     def param_sharding(self, info: ParamInfo) -> NamedSharding:
@@ -87,7 +94,8 @@ class AxisRules:
                 raise UserError(
                     f"parameter {info.path}: its logical axis {axis.name!r} has no rule"
                     f"{did_you_mean(axis.name, self.rules)}; add [shard] rules = "
-                    f'{{{axis.name} = "MESH AXIS"}}, or "" to keep it whole'
+                    f'{{{axis.name} = "MESH AXIS"}}, or "" to keep it whole',
+                    _RULES,
                 )
             mesh_axes = tuple(
                 each for each in self._mesh_axes(axis.name) if self.mesh.shape[each] > 1
@@ -96,7 +104,8 @@ class AxisRules:
                 if each in used:
                     raise UserError(
                         f"parameter {info.path}: its axes {used[each]} and {axis.name} would both "
-                        f"be spread over the mesh axis {each!r}; change one of [shard] rules"
+                        f"be spread over the mesh axis {each!r}; change one of [shard] rules",
+                        _RULES,
                     )
                 used[each] = axis.name
             parts = math.prod(self.mesh.shape[each] for each in mesh_axes)
@@ -104,7 +113,9 @@ class AxisRules:
                 raise UserError(
                     f"parameter {info.path}: its axis {axis.name} of {size} cannot be spread over "
                     f"{parts} devices ({' x '.join(mesh_axes)}); change [shard] mesh, or keep it "
-                    f'whole with [shard] rules = {{{axis.name} = ""}}'
+                    f'whole with [shard] rules = {{{axis.name} = ""}}',
+                    _MESH,
+                    _RULES,
                 )
             entries.append(mesh_axes or None)
         return NamedSharding(self.mesh, PartitionSpec(*entries))
@@ -128,6 +139,7 @@ class AxisRules:
         """
         entries = []
         taken: set[str] = set()
+        self.seen.update(name for name in names if name is not None)
         for name, size in zip(names, x.shape, strict=True):
             fitting: tuple[str, ...] = ()
             for axis in self._mesh_axes(name) if name is not None else ():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from trainer_core.errors import SettingError, UserError
 from trainer_core.registry import PLUGINS, SLOTS, Candidate, Slot
 from trainer_core.run import DistributedSettings, RunSettings
 from trainer_core.settings import setting_fields, shown, structure, values_of
-from trainer_core.suggest import did_you_mean
+from trainer_core.suggest import did_you_mean, in_tables
 
 CORE_TABLES: dict[str, type[Any]] = {"run": RunSettings, "distributed": DistributedSettings}
 
@@ -53,6 +54,18 @@ class Config:
     @property
     def directory(self) -> Path:
         return Path(self.run.directory or Path("runs") / self.run.name)
+
+    @contextmanager
+    def placing(self) -> Iterator[None]:
+        """Let a UserError that passes say where the settings that it names got their values."""
+        try:
+            yield
+        except UserError as error:
+            places = [f"{key}: {self.origins[key]}" for key in error.keys if key in self.origins]
+            if places:
+                error.args = (f"{error}\n  {', '.join(places)}",)
+                error.keys = ()
+            raise
 
 
 def load_config(
@@ -119,9 +132,10 @@ class _Resolver:
         known = [*CORE_TABLES, *SLOTS, "plugins"]
         for name, value in self.merged.items():
             if name not in known:
+                hint = did_you_mean(name, known) if isinstance(value, dict) else in_tables(name)
                 raise UserError(
                     f"there is no table [{name}] ({self._place(name)})"
-                    f"{did_you_mean(name, known)}; there are: {', '.join(known)}"
+                    f"{hint}; there are: {', '.join(known)}"
                 )
             if not isinstance(value, dict):
                 raise UserError(f"{name} = {shown(value)} ({self._place(name)}): expected a table")
@@ -195,6 +209,12 @@ class _Resolver:
             place = self._place(f"{table}.{error.key}")
             value = shown(getattr(plugin, error.key, None))
             raise UserError(f"[{table}] {error.key} = {value} ({place}): {error}") from error
+        except Exception as error:
+            place = self._place(f"{table}.use")
+            raise UserError(
+                f"[{table}] ({place}): {type(plugin).__qualname__}.check raised "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
     def _drop_foreign(
         self, table: str, candidate: Candidate, cls: type[Any], given: dict[str, Any]

@@ -10,9 +10,19 @@ class TrainerError(Exception):
 
 
 class UserError(TrainerError, ValueError):
-    """A mistake in a config or on the command line: exit code 2, nothing was written."""
+    """A mistake in a config or on the command line: exit code 2, nothing was written.
+
+    Args:
+        message: what is wrong, and what would be right.
+        *keys: the settings that it comes from, such as `data.batch_size`; where each got its
+            value is added, once the config is at hand (`Config.placing`).
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str, *keys: str) -> None:
+        super().__init__(message)
+        self.keys = keys
 
 
 class RunError(TrainerError, RuntimeError):

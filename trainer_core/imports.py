@@ -26,7 +26,7 @@ def load_object(path: str, what: str) -> Any:
         raise UserError(f'{what} = "{path}": expected an import path, "package.module:Object"')
     try:
         target = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         absent = (isinstance(error, ModuleNotFoundError) and error.name) or ""
         if absent and f"{module_name}.".startswith(f"{absent}."):
             raise UserError(

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from trainer_core.errors import UserError
 from trainer_core.types import Batch, Buffers, LossFn, Model, Params, Term
 
+_MODEL = ("model.use", "model.module")
+
 
 def build_loss(model: Model, train: bool = True) -> LossFn:
     """Return `loss(params, buffers, batch, key, weights) -> (loss, (terms, buffers))`.
@@ -60,7 +62,8 @@ def _checked(terms: Any, model: Model) -> dict[str, Term]:
         raise UserError(
             f"the model's terms returned {_described(terms)}; expected a dict of "
             f"trainer_core.Term(sum, weight) by name, such as "
-            f'{{"cross_entropy": Term(losses.sum(), weights.sum())}}'
+            f'{{"cross_entropy": Term(losses.sum(), weights.sum())}}',
+            *_MODEL,
         )
     checked = {}
     for name, term in terms.items():
@@ -68,21 +71,24 @@ def _checked(terms: Any, model: Model) -> dict[str, Term]:
             raise UserError(
                 f"the model's term {name!r} is {_described(term)}, not a sum and a weight; return "
                 f"trainer_core.Term(sum, weight): a bare mean would be wrong as soon as "
-                f"microbatches or devices hold unequal numbers of targets"
+                f"microbatches or devices hold unequal numbers of targets",
+                *_MODEL,
             )
         parts = [jnp.asarray(part, jnp.float32) for part in (term.sum, term.weight)]
         if any(part.shape for part in parts):
             shapes = f"{parts[0].shape} and {parts[1].shape}"
             raise UserError(
                 f"the model's term {name!r} has a sum and a weight of shapes {shapes}; "
-                f"expected two scalars"
+                f"expected two scalars",
+                *_MODEL,
             )
         checked[name] = Term(parts[0], jax.lax.stop_gradient(parts[1]))
     unknown = set(model.coefficients) - set(checked)
     if unknown:
         raise UserError(
             f"the model gives coefficients for {', '.join(sorted(unknown))}, but its terms are "
-            f"{', '.join(checked)}"
+            f"{', '.join(checked)}",
+            "model.coefficients",
         )
     return checked
 

@@ -25,13 +25,12 @@ from trainer_core.types import (
     Params,
     Shardings,
     Step,
+    StepFn,
     TrainState,
 )
 
 if TYPE_CHECKING:
     import optax
-
-StepFn = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -102,13 +101,12 @@ class Program:
         return compiled
 
 
-def build_program(run: Run, hooks: Hooks, first_step: int = 0) -> Program:
+def build_program(run: Run, hooks: Hooks) -> Program:
     """Ask every plugin for its part.
 
     Args:
         run: the run.
         hooks: its plugins.
-        first_step: any step of the data will do, to know the shapes of a batch.
 
     Raises:
         UserError: parts that do not fit each other.
@@ -117,11 +115,12 @@ def build_program(run: Run, hooks: Hooks, first_step: int = 0) -> Program:
     _check_batch_size(run)
     data = hooks.build_data(run=run)
     beginning = data.state()
-    shapes = _batch_shapes(run, data.batch(first_step))
+    rows = data.batch(0)
+    shapes = _batch_shapes(run, rows)
     if beginning is not None:
         data.load(beginning)  # a stream: the run has not taken its first batch yet
     model = hooks.build_state(run=run, batch=dict(shapes))
-    _check_vocabulary(model, data)
+    _check_tokens(model, data, rows)
     key = jax.eval_shape(lambda: jax.random.key(0))
     params, buffers = jax.eval_shape(model.init, key)
     _check_infos(model.params, params, "parameter")
@@ -184,7 +183,9 @@ def _check_batch_size(run: Run) -> None:
         raise UserError(
             f"[data] batch_size = {run.batch_size} must be divisible by the {parts} devices that "
             f"[shard] mesh spreads a batch over; the next that fits is "
-            f"{-(-run.batch_size // parts) * parts}"
+            f"{-(-run.batch_size // parts) * parts}",
+            "data.batch_size",
+            "shard.mesh",
         )
 
 
@@ -200,7 +201,8 @@ def _batch_shapes(run: Run, rows: dict[str, np.ndarray]) -> dict[str, jax.ShapeD
             raise UserError(
                 f"[data]: batch()[{name!r}] has shape {array.shape}; expected "
                 f"{run.batch_size // run.processes} rows first: [data] batch_size = "
-                f"{run.batch_size} over {run.processes} processes{hint}"
+                f"{run.batch_size} over {run.processes} processes{hint}",
+                "data.use",
             )
         shapes[name] = jax.ShapeDtypeStruct((run.batch_size, *array.shape[1:]), array.dtype)
     return shapes
@@ -224,11 +226,31 @@ def _check_step(given: TrainState, returned: TrainState, metrics: Metrics) -> No
         raise UserError(f"the step does not fit the loop: {'; '.join(problems)}")
 
 
-def _check_vocabulary(model: Model, data: Data) -> None:
-    if model.vocabulary and data.vocabulary and data.vocabulary > model.vocabulary:
+def _check_tokens(model: Model, data: Data, rows: dict[str, np.ndarray]) -> None:
+    """What the data says of its tokens, and the first batch itself, must fit the model."""
+    keys = ("model.vocab", "model.context", "data.use", "data.length")
+    largest = 0 if data.vocabulary is None else data.vocabulary - 1
+    for name in ("tokens", "targets"):
+        array = rows.get(name, np.zeros(0))
+        if not array.size or not np.issubdtype(array.dtype, np.integer):
+            continue
+        if array.min() < 0:
+            raise UserError(
+                f"[data]: batch()[{name!r}] has a token {array.min()}; none is < 0", *keys
+            )
+        largest = max(largest, int(array.max()))
+    if model.vocabulary and largest >= model.vocabulary:
         raise UserError(
-            f"[data] has tokens up to {data.vocabulary - 1}, and the model knows only "
-            f"{model.vocabulary}; set model.vocab={data.vocabulary}"
+            f"[data] has tokens up to {largest}, and the model knows only {model.vocabulary}; set "
+            f"model.vocab={largest + 1}",
+            *keys,
+        )
+    length = rows["tokens"].shape[1] if rows.get("tokens", np.zeros(0)).ndim == 2 else 0
+    if model.context is not None and length > model.context:
+        raise UserError(
+            f"[data] has sequences of {length} tokens, and the model is meant for "
+            f"{model.context}; set data.length={model.context}, or model.context={length}",
+            *keys,
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 
 from trainer_core.errors import UserError
+from trainer_core.suggest import in_tables
 
 Table = dict[str, Any]
 _KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
@@ -141,7 +142,8 @@ def _override(text: str) -> Layer:
     for part in reversed(key.split(".")):
         table = {part: table}
     if "." not in key and not isinstance(parsed, (dict, bool)):
-        raise UserError(f"{text!r} on the command line: expected TABLE.KEY=VALUE")
+        hint = in_tables(text.partition("=")[0])
+        raise UserError(f"{text!r} on the command line: expected TABLE.KEY=VALUE{hint}")
     return Layer("command line", table)
 
 

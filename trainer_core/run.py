@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
-from attrs.validators import ge
+from attrs.validators import and_, ge, lt
 
 from trainer_core.plugin import plugin, setting
 
@@ -36,7 +36,9 @@ class RunSettings:
     directory: str | None = setting(
         None, "where the run is written; runs/NAME where not given", may_change=True
     )
-    seed: int = setting(0, "of the parameters, the data order and dropout", check=ge(0))
+    seed: int = setting(
+        0, "of the parameters, the data order and dropout", check=and_(ge(0), lt(2**63))
+    )
     steps: int = setting(300, "train until this step", unit="steps", check=ge(1), may_change=True)
     log_every: int = setting(
         1, "report metrics this often", unit="steps", check=ge(1), may_change=True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import types
 import typing
@@ -174,7 +175,7 @@ def _quoting_hint(value: Any, wanted: Any) -> str:
 def _expected(wanted: Any) -> str:
     names: dict[Any, str] = {
         int: "a whole number",
-        float: "a number",
+        float: "a finite number",
         str: "a string",
         bool: "true or false",
         Path: "a path",
@@ -202,6 +203,8 @@ def _make_converter() -> cattrs.Converter:
         def hook(value: Any, _: Any) -> Any:
             # bool is an int to Python, not to the author of a config.
             if isinstance(value, bool) != (cls is bool) or not isinstance(value, (cls, *also)):
+                raise TypeError
+            if isinstance(value, float) and not math.isfinite(value):
                 raise TypeError
             return cls(value)
 

@@ -99,8 +99,16 @@ def read_corpus(path: str | None) -> Corpus:
 def wrong(path: str | None, message: str) -> UserError:
     """Return the error that says what is wrong with `[data] path`."""
     if path is None:
-        return UserError(f"[data] path is not given, so that {_library()} is read: {message}")
-    return UserError(f"[data] path = {json.dumps(path, ensure_ascii=False)}: {message}")
+        return UserError(
+            f"[data] path is not given, so that {_library()} is read: {message}",
+            "data.path",
+            "data.length",
+        )
+    return UserError(
+        f"[data] path = {json.dumps(path, ensure_ascii=False)}: {message}",
+        "data.path",
+        "data.length",
+    )
 
 
 def _joined(path: str | None) -> Corpus:

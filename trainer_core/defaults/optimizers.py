@@ -89,12 +89,15 @@ class Optax:
         except (TypeError, ValueError) as error:
             raise UserError(
                 f'[optimizer] transform = "{self.transform}" with arguments {self.arguments}: '
-                f"{error}"
+                f"{error}",
+                "optimizer.transform",
+                "optimizer.arguments",
             ) from error
         if not isinstance(made, optax.GradientTransformation):
             raise UserError(
                 f'[optimizer] transform = "{self.transform}" returned a {type(made).__name__}; '
-                f"expected an optax.GradientTransformation"
+                f"expected an optax.GradientTransformation",
+                "optimizer.transform",
             )
         if takes_rate:
             return made

@@ -47,7 +47,8 @@ class Windows:
         if self.batch_size % self.processes:
             raise UserError(
                 f"[data] batch_size = {self.batch_size}: cannot be split equally among "
-                f"{self.processes} processes; give a multiple of {self.processes}"
+                f"{self.processes} processes; give a multiple of {self.processes}",
+                "data.batch_size",
             )
 
     @cached_property
@@ -141,7 +142,10 @@ class Windows:
             raise UserError(
                 f"[data] held_out = {self.held_out}: leaves no {part} window of the {windows} "
                 f"windows of {self.length} tokens; give a {share} one, or more text in "
-                f"[data] path"
+                f"[data] path",
+                "data.held_out",
+                "data.length",
+                "data.path",
             )
         cut = (windows - tail) * self.length + 1
         return _windows(text[:cut], self.length), _windows(text[cut:], self.length)
