@@ -62,11 +62,9 @@ def train(config: Config, accept_changes: bool = False) -> Result:
     """Run a checked config; see `fit`."""
     check_directory(config, accept_changes)
     stopping = StopRequest()
-    with SignalHandlers(stopping) as signals:
+    with SignalHandlers(stopping) as signals, config.placing():
         try:
-            from trainer_core.assemble import open_run
-
-            run, hooks = interruptible(lambda: open_run(config, stopping))
+            run, hooks = interruptible(lambda: _open(config, stopping))
         except Interrupted:
             return _nothing_done(config.directory, stopping)
         error: BaseException | None = None
@@ -82,11 +80,21 @@ def train(config: Config, accept_changes: bool = False) -> Result:
             hooks.close(run=run, error=error)
 
 
-def _train(config: Config, run: Run, hooks: Hooks, signals: SignalHandlers) -> Result:
+def _open(config: Config, stopping: StopRequest) -> tuple[Run, Hooks]:
+    from trainer_core.assemble import open_run
+
+    return open_run(config, stopping)
+
+
+def _build(run: Run, hooks: Hooks) -> Any:
     from trainer_core.program import build_program
 
+    return build_program(run, hooks)
+
+
+def _train(config: Config, run: Run, hooks: Hooks, signals: SignalHandlers) -> Result:
     hooks.phase(run=run, name="building")
-    program = interruptible(lambda: build_program(run, hooks))
+    program = interruptible(lambda: _build(run, hooks))
 
     # Restored before anything is initialised or compiled: initialised and restored parameters
     # never exist at once, and a finished run answers without compiling.
@@ -97,7 +105,8 @@ def _train(config: Config, run: Run, hooks: Hooks, signals: SignalHandlers) -> R
     if first > run.settings.steps:
         raise UserError(
             f"{run.directory} has made {first} steps already, more than run.steps = "
-            f"{run.settings.steps}; raise run.steps, or start another run with run.name=NAME"
+            f"{run.settings.steps}; raise run.steps, or start another run with run.name=NAME",
+            "run.steps",
         )
     if first == run.settings.steps:
         return _result(program, state, first, {}, first)

@@ -32,6 +32,7 @@ class SignalHandlers:
     def __init__(self, stopping: StopRequest) -> None:
         self.stopping = stopping
         self.deferring = False
+        self._interrupted = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> SignalHandlers:
@@ -50,8 +51,10 @@ class SignalHandlers:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.stopping and number == signal.SIGINT:
-            _leave_at_once()
+        if number == signal.SIGINT:
+            if self._interrupted:
+                _leave_at_once()
+            self._interrupted = True
         self.stopping.set(_NAMES[signal.Signals(number)])
         if not self.deferring:
             raise Interrupted
@@ -75,7 +78,8 @@ def is_working() -> bool:
 def interruptible(work: Callable[[], Result]) -> Result:
     """Run something long in a thread, so that a signal reaches the main thread meanwhile.
 
-    Python runs signal handlers between two bytecodes of the main thread; XLA compiles in one.
+    Python runs signal handlers between two bytecodes of the main thread. XLA compiles in one; and
+    a handler that raises where jax's C++ calls back into Python would take the process down.
     """
     if threading.current_thread() is not threading.main_thread():
         return work()

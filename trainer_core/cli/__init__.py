@@ -7,17 +7,17 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from trainer_core.cli import commands
-from trainer_core.cli.failures import Context, crashed, refused
-from trainer_core.errors import TrainerError
-from trainer_core.terminal.output import flush
-
 
 def main() -> None:
     """Run the command of this process, and end it."""
     # Wherever the loop does not handle it, SIGTERM unwinds as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    code = run(sys.argv[1:])
+    try:
+        from trainer_core.terminal.output import flush
+
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # while the command itself was imported
+        os._exit(128 + signal.SIGINT)
     # Nothing is left to stop in order: another signal may end the process here, with its code.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(code))
@@ -33,6 +33,10 @@ def run(arguments: Sequence[str]) -> int:
     Args:
         arguments: without the name of the program.
     """
+    from trainer_core.cli import commands
+    from trainer_core.cli.failures import Context, crashed, refused
+    from trainer_core.errors import TrainerError
+
     context = Context()
     try:
         return commands.run(list(arguments), context)

@@ -15,7 +15,9 @@ from trainer_core.errors import UserError
 
 if TYPE_CHECKING:
     from trainer_core.config import Config
+    from trainer_core.hooks import Hooks
     from trainer_core.program import Program
+    from trainer_core.run import Run
     from trainer_core.types import TrainState
 
 
@@ -44,15 +46,13 @@ def read_run(directory: Path, overrides: Sequence[str]) -> Iterator[Reading]:
         UserError: it is no run directory, it has no checkpoint, or the overrides do not fit it.
     """
     config = _config(directory, overrides)
-    with waiting("starting") as phase:
-        from trainer_core.assemble import open_run
-        from trainer_core.program import build_program
+    with waiting("starting") as phase, config.placing():
         from trainer_core.signals import interruptible
 
-        run, hooks = interruptible(lambda: open_run(config))
+        run, hooks = interruptible(lambda: _open(config))
         try:
             phase("building")
-            program = interruptible(lambda: build_program(run, hooks))
+            program = interruptible(lambda: _build(run, hooks))
             phase("restoring")
             like = program.abstract_state
             state = interruptible(lambda: hooks.restore(run=run, like=like, data=program.data))
@@ -69,6 +69,18 @@ def read_run(directory: Path, overrides: Sequence[str]) -> Iterator[Reading]:
         yield Reading(program, state, int(state.step))
     finally:
         hooks.close(run=run, error=None)
+
+
+def _open(config: Config) -> tuple[Run, Hooks]:
+    from trainer_core.assemble import open_run
+
+    return open_run(config)
+
+
+def _build(run: Run, hooks: Hooks) -> Program:
+    from trainer_core.program import build_program
+
+    return build_program(run, hooks)
 
 
 def _config(directory: Path, overrides: Sequence[str]) -> Config:
@@ -98,5 +110,8 @@ def _config(directory: Path, overrides: Sequence[str]) -> Config:
 def _runs_near(directory: Path) -> str:
     folders = [directory, directory.parent, Path("runs")]
     found = {path.parent for folder in folders for path in folder.glob("*/config.toml")}
+    named = [run for run in found if run.name == directory.name]
+    if named:
+        return f" (did you mean {named[0]}?)"
     newest = sorted(found, key=lambda run: -run.stat().st_mtime)[:5]
-    return f"; there are: {', '.join(map(str, newest))}" if newest else ""
+    return f"; the newest runs are: {', '.join(map(str, newest))}" if newest else ""
