@@ -11,7 +11,10 @@ from trainer_core.errors import RunError, SettingError, TrainerError, UserError
 from trainer_core.plugin import hookimpl, plugin, setting
 
 if TYPE_CHECKING:
+    from trainer_core.defaults.accumulate import build_grad
+    from trainer_core.defaults.step import build_step
     from trainer_core.loop import Result, fit
+    from trainer_core.loss import build_loss
     from trainer_core.losses import cross_entropy, token_cross_entropy
     from trainer_core.run import Run
     from trainer_core.types import (
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
     )
 
 _WHERE = {
+    "build_grad": "defaults.accumulate",
+    "build_loss": "loss",
+    "build_step": "defaults.step",
     "Result": "loop",
     "fit": "loop",
     "Run": "run",
@@ -63,6 +69,9 @@ __all__ = [
     "TrainState",
     "TrainerError",
     "UserError",
+    "build_grad",
+    "build_loss",
+    "build_step",
     "cross_entropy",
     "fit",
     "hookimpl",

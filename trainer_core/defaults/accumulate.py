@@ -47,20 +47,38 @@ class Microbatch:
                 f"[data] batch_size = {run.batch_size} must be divisible by "
                 f"[accumulate] microbatches = {self.microbatches} x the {run.axes.batch_parts()} "
                 f"devices that [shard] mesh spreads a batch over; the next that fits is "
-                f"{_next_multiple(run.batch_size, self.microbatches * run.axes.batch_parts())}"
+                f"{_next_multiple(run.batch_size, self.microbatches * run.axes.batch_parts())}",
+                "data.batch_size",
+                "accumulate.microbatches",
+                "shard.mesh",
             )
         if self.dtype == "float64" and not getattr(jax.config, "jax_enable_x64", False):
             raise UserError(
-                '[accumulate] dtype = "float64": JAX would make it float32; set JAX_ENABLE_X64=1'
+                '[accumulate] dtype = "float64": JAX would make it float32; set JAX_ENABLE_X64=1',
+                "accumulate.dtype",
             )
-        gradient = jax.value_and_grad(loss, has_aux=True)
-        if self.microbatches == 1:
-            return _whole(gradient)
-        return _in_parts(model, gradient, self.microbatches, self.dtype)
+        return build_grad(model, loss, self.microbatches, self.dtype)
 
 
 def _next_multiple(size: int, of: int) -> int:
     return -(-size // of) * of
+
+
+def build_grad(model: Model, loss: LossFn, microbatches: int = 1, dtype: str = "float32") -> GradFn:
+    """Return `grad_fn(params, buffers, batch, key) -> Gradient`; usable in a loop of one's own.
+
+    Args:
+        model: whose loss it is.
+        loss: from `trainer_core.build_loss(model)`.
+        microbatches: parts a batch is computed in; they divide its rows.
+        dtype: in which the gradients of several are added up.
+    """
+    import jax
+
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    if microbatches == 1:
+        return _whole(gradient)
+    return _in_parts(model, gradient, microbatches, dtype)
 
 
 def _whole(gradient: Any) -> GradFn:

@@ -52,56 +52,9 @@ class GradientStep:
         optimizer: optax.GradientTransformation,
         learning_rate: Callable[[Any], Any],
     ) -> Step:
-        import jax
-        import jax.numpy as jnp
-        import optax
-
-        from trainer_core.types import Step
-
-        update = optax.with_extra_args_support(optimizer).update
-
-        def apply(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-            key = jax.random.fold_in(state.key, state.step)
-            gradient = grad_fn(state.params, state.buffers, batch, key)
-            finite, first, norm = self._examine(gradient)
-            counters = state.extra["gradient"]
-            applied = finite & (counters["skipped_in_a_row"] < self.patience)
-            grads = _clipped(gradient.grads, norm, self.clip_norm)
-            updates, opt_state = update(
-                grads, state.opt_state, state.params, value=gradient.loss, grad=grads
-            )
-            new = (optax.apply_updates(state.params, updates), gradient.buffers, opt_state)
-            old = (state.params, state.buffers, state.opt_state)
-            params, buffers, opt_state = jax.tree.map(functools.partial(_chosen, applied), new, old)
-            skipped = counters["skipped"] + ~applied
-            in_a_row = jnp.where(applied, 0, counters["skipped_in_a_row"] + 1)
-            # Of the first of those in a row: later ones, skipped for good, may be finite again.
-            first = jnp.where(in_a_row > 1, counters["first_nonfinite"], first)
-            kept = {"skipped": skipped, "skipped_in_a_row": in_a_row, "first_nonfinite": first}
-            after = attrs.evolve(
-                state,
-                step=state.step + 1,
-                params=params,
-                buffers=buffers,
-                opt_state=opt_state,
-                extra=state.extra | {"gradient": kept},
-            )
-            return after, {
-                **_losses(gradient),
-                "grad_norm": norm,
-                "learning_rate": jnp.asarray(
-                    learning_rate(state.step - counters["skipped"]), jnp.float32
-                ),
-                "skipped_steps": skipped,
-                "_skipped_in_a_row": in_a_row,
-                "_first_nonfinite": first,
-            }
-
-        def init(params: Params) -> dict[str, Any]:
-            names = ("skipped", "skipped_in_a_row", "first_nonfinite")
-            return {"gradient": {name: jnp.zeros((), jnp.int32) for name in names}}
-
-        return Step(apply, init)
+        return build_step(
+            grad_fn, optimizer, learning_rate, self.clip_norm, self.patience, self.names
+        )
 
     @hookimpl(tryfirst=True)
     def report(self, step: int, metrics: Metrics) -> None:
@@ -127,25 +80,97 @@ class GradientStep:
             f"data of these steps"
         )
 
-    def _examine(self, gradient: Gradient) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Return whether all is finite, the index in `names` of the first that is not (or -1),
-        and the gradient's global norm.
 
-        A square sum is finite if and only if every element is (or it overflows, which no step
-        should be made of either), so the norm's own sums answer both questions.
-        """
-        import jax
-        import jax.numpy as jnp
+def build_step(
+    grad_fn: GradFn,
+    optimizer: optax.GradientTransformation,
+    learning_rate: Callable[[Any], Any],
+    clip_norm: float | None = 1.0,
+    patience: int = 10,
+    names: list[str] | None = None,
+) -> Step:
+    """Return the step of a global batch, and the state it keeps; usable in a loop of one's own.
 
-        leaves = jax.tree_util.tree_leaves_with_path(gradient.grads)
-        self.names = [f"the loss term {name}" for name in gradient.terms]
-        self.names += [f"the gradient of {_path_text(path)}" for path, _ in leaves]
-        squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for _, leaf in leaves]
-        sums = [term.sum for term in gradient.terms.values()]
-        bad = ~jnp.isfinite(jnp.stack([*sums, *squares]))
-        norm = jnp.sqrt(sum(squares, start=jnp.zeros((), jnp.float32)))
-        first = jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32)
-        return jnp.isfinite(norm) & jnp.isfinite(gradient.loss) & ~jnp.any(bad), first, norm
+    Args:
+        grad_fn: from `trainer_core.build_grad`, or a wrapper of it.
+        optimizer: any optax transformation; it applies the learning rate itself.
+        learning_rate: the same schedule, for the metric.
+        clip_norm: scale the gradient down to this global norm; None or 0: never.
+        patience: apply nothing any more after this many steps in a row that are not finite.
+        names: is filled, when the step is traced, with what each `_first_nonfinite` stands for.
+    """
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from trainer_core.types import Step
+
+    update = optax.with_extra_args_support(optimizer).update
+
+    def apply(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        gradient = grad_fn(state.params, state.buffers, batch, key)
+        finite, first, norm = _examine(gradient, names)
+        counters = state.extra["gradient"]
+        applied = finite & (counters["skipped_in_a_row"] < patience)
+        grads = _clipped(gradient.grads, norm, clip_norm)
+        updates, opt_state = update(
+            grads, state.opt_state, state.params, value=gradient.loss, grad=grads
+        )
+        new = (optax.apply_updates(state.params, updates), gradient.buffers, opt_state)
+        old = (state.params, state.buffers, state.opt_state)
+        params, buffers, opt_state = jax.tree.map(functools.partial(_chosen, applied), new, old)
+        skipped = counters["skipped"] + ~applied
+        in_a_row = jnp.where(applied, 0, counters["skipped_in_a_row"] + 1)
+        # Of the first of those in a row: later ones, skipped for good, may be finite again.
+        first = jnp.where(in_a_row > 1, counters["first_nonfinite"], first)
+        kept = {"skipped": skipped, "skipped_in_a_row": in_a_row, "first_nonfinite": first}
+        after = attrs.evolve(
+            state,
+            step=state.step + 1,
+            params=params,
+            buffers=buffers,
+            opt_state=opt_state,
+            extra=state.extra | {"gradient": kept},
+        )
+        return after, {
+            **_losses(gradient),
+            "grad_norm": norm,
+            "learning_rate": jnp.asarray(
+                learning_rate(state.step - counters["skipped"]), jnp.float32
+            ),
+            "skipped_steps": skipped,
+            "_skipped_in_a_row": in_a_row,
+            "_first_nonfinite": first,
+        }
+
+    def init(params: Params) -> dict[str, Any]:
+        names = ("skipped", "skipped_in_a_row", "first_nonfinite")
+        return {"gradient": {name: jnp.zeros((), jnp.int32) for name in names}}
+
+    return Step(apply, init)
+
+
+def _examine(gradient: Gradient, names: list[str] | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return whether all is finite, the index in `names` of the first that is not (or -1),
+    and the gradient's global norm.
+
+    A square sum is finite if and only if every element is (or it overflows, which no step
+    should be made of either), so the norm's own sums answer both questions.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    leaves = jax.tree_util.tree_leaves_with_path(gradient.grads)
+    if names is not None:
+        names[:] = [f"the loss term {name}" for name in gradient.terms]
+        names += [f"the gradient of {_path_text(path)}" for path, _ in leaves]
+    squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for _, leaf in leaves]
+    sums = [term.sum for term in gradient.terms.values()]
+    bad = ~jnp.isfinite(jnp.stack([*sums, *squares]))
+    norm = jnp.sqrt(sum(squares, start=jnp.zeros((), jnp.float32)))
+    first = jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32)
+    return jnp.isfinite(norm) & jnp.isfinite(gradient.loss) & ~jnp.any(bad), first, norm
 
 
 def _chosen(applied: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
