@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from trainer_core.program import Program
     from trainer_core.types import Metrics
 
+_READS = 8  # over which the rate is taken
 _FIRST = ("loss", "grad_norm", "learning_rate")
 
 
@@ -35,14 +37,15 @@ def python_numbers(metrics: Metrics) -> Metrics:
 class Meter:
     """Adds `tokens` (cumulative, all processes), `tokens_per_second` and `seconds` to metrics.
 
-    Pauses (evaluation, saving) count in `seconds`, and not in `tokens_per_second`.
+    Pauses (evaluation, saving) count in `seconds`, and not in `tokens_per_second`, which is over
+    the last few reads: two may come at once, where an evaluation makes the loop catch up.
     """
 
     def __init__(self, program: Program, first: int) -> None:
         self.tokens = program.tokens_per_step
         self.began = time.monotonic()
         self.last: Metrics = {}
-        self._mark = (first, self.began)
+        self._marks = deque([(first, self.began)], maxlen=_READS + 1)
         self._paused = 0.0
 
     def read(self, step: int, numbers: Any) -> Metrics:
@@ -52,12 +55,12 @@ class Meter:
         ordered = [*(name for name in _FIRST if name in read), *read]
         metrics: Metrics = {name: read[name] for name in ordered}
         now = time.monotonic()
-        mark, then = self._mark
-        elapsed = max(now - then - self._paused, 1e-9)
-        self._mark, self._paused = (step, now), 0.0
+        running = now - self._paused
+        before, then = self._marks[0]
+        self._marks.append((step, running))
         if self.tokens is not None:
             metrics["tokens"] = step * self.tokens
-            metrics["tokens_per_second"] = (step - mark) * self.tokens / elapsed
+            metrics["tokens_per_second"] = (step - before) * self.tokens / max(running - then, 1e-9)
         metrics["seconds"] = now - self.began
         self.last = metrics
         return metrics
