@@ -243,7 +243,7 @@ def test_run_without_a_checkpoint_cannot_be_read_and_says_so(command: Command) -
         assert (ran.code, ran.out) == (2, "")
         assert "runs/default has no checkpoint yet" in ran.err
     # It is found where somebody looks beside it.
-    assert "there are: runs/default" in command("sample", "runs/defualt").err
+    assert "the newest runs are: runs/default" in command("sample", "runs/defualt").err
 
 
 FAILING = """
@@ -289,18 +289,109 @@ def test_hook_that_raises_is_named_with_its_plugin_and_the_run_fails(
     assert "failing.py" in log
 
 
-def test_traceback_is_shown_where_it_is_asked_for_or_has_no_other_place(
+def test_traceback_is_shown_where_it_is_asked_for_and_else_its_innermost_frame(
     command: Command, failing: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "Traceback" in command("train", *failing, "--traceback").err
     assert not (tmp_path / "runs/default/error.log").exists()
     early = command("train", *failing, "plugins.mine.at=build_schedule", "run.name=early")
     assert early.code == 1
-    assert "Traceback" in early.err  # there is no run directory yet
     assert "raised in the hook build_schedule of [plugins.mine]" in early.err
+    assert "Traceback" not in early.err
+    assert re.search(r"at .*failing\.py:\d+, in fail; --traceback shows", early.err)
     assert not (tmp_path / "runs/early").exists()
     monkeypatch.setenv("TRAINER_TRACEBACK", "1")
     assert "Traceback" in command("train", "run.steps=x").err
+
+
+# Found only when jax is there, by the devices, the model or the data: still with the line.
+LATE = {
+    "a mesh of more devices than there are": (
+        "[shard]\nmesh = {data = 64}\n",
+        2,
+        "needs 64 devices",
+    ),
+    "a mesh that no number of devices fits": (
+        "[shard]\nmesh = {data = -1, fsdp = -1}\n",
+        2,
+        "only one axis may be -1",
+    ),
+    "a rule for no axis": ('[shard.rules]\nembd = "fsdp"\n', 1, "did you mean 'embed'?"),
+    "a rule to no mesh axis": ('[shard]\nrules = {embed = "fdsp"}\n', 2, "did you mean 'fsdp'?"),
+    "too few words": ("[model]\nvocab = 100\n", 2, "set model.vocab="),
+    "longer than the model's context": ("[model]\ncontext = 64\n", 2, "set data.length=64"),
+    "too little text": ('[data]\npath = "short.txt"\n', 2, "too few for one window"),
+    "no window to hold out": ("[data]\nheld_out = 1e-9\n", 2, "give a larger one"),
+    "a bare mean": ('[model]\nuse = "mean:Mean"\n', 2, "trainer_core.Term(sum, weight)"),
+    "no such argument": (
+        '[optimizer]\nuse = "optax"\ntransform = "optax:adam"\narguments = {b3 = 1.0}\n',
+        3,
+        "unexpected keyword argument 'b3'",
+    ),
+}
+MEAN = """
+import models
+from trainer_core import hookimpl
+
+class Mean(models.Perceptron):
+    def losses(self, *args):
+        terms, buffers = super().losses(*args)
+        return {name: term.sum for name, term in terms.items()}, buffers
+"""
+
+
+@pytest.mark.parametrize("case", LATE)
+def test_a_mistake_that_needs_jax_to_be_found_names_its_line_too(
+    command: Command, tmp_path: Path, case: str
+) -> None:
+    text, line, said = LATE[case]
+    (tmp_path / "short.txt").write_text("short")
+    (tmp_path / "mean.py").write_text(MEAN)
+    (tmp_path / "recipe.toml").write_text(text)
+    extra = ["data.use=models:Examples"] if "mean" in text else []
+    ran = command("train", "recipe.toml", "checkpoint.use=none", *extra)
+    assert ran.code == 2, ran.err
+    assert said in ran.err
+    assert f"recipe.toml:{line}" in ran.err
+    assert "Traceback" not in ran.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_data_without_a_tokenizer_trains_and_is_not_written_from(
+    command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "numbers_data.py").write_text(NUMBERS)
+    small = ["model.layers=1", "model.width=32", "model.heads=2", "run.steps=1"]
+    own = [*small, "data.use=numbers_data:Numbers", "checkpoint.every=1"]
+    ran = command("train", *own)
+    assert (ran.code, ran.err) == (0, "")
+    assert "checkpoint" in ran.out
+    assert "what it writes" not in ran.out
+    written = command("sample", "runs/default")
+    assert written.code == 2
+    assert "this data holds no text" in written.err
+    beyond = command("train", *own, "data.largest=999", "run.name=beyond")
+    assert beyond.code == 2
+    assert "tokens up to 999" in beyond.err
+
+
+NUMBERS = """
+import numpy as np
+from trainer_core import Data, hookimpl, plugin, setting
+
+@plugin
+class Numbers(Data):
+    batch_size: int = setting(2)
+    largest: int = setting(9)
+
+    @hookimpl
+    def build_data(self):
+        return self
+
+    def batch(self, step):
+        tokens = np.full((self.batch_size, 8), self.largest, np.int32)
+        return {"tokens": tokens, "targets": tokens, "weights": np.ones((2, 8), np.float32)}
+"""
 
 
 def test_run_that_fails_exits_1_with_its_message_alone(command: Command) -> None:

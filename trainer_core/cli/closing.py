@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from trainer_core.cli.text import can_write, cut_into_lines, default_prompt, write
+from trainer_core.cli.text import can_write, cut_into_lines, default_prompt, has_text, write
 from trainer_core.cli.waiting import waiting
 from trainer_core.defaults.jsonl import json_metrics
 from trainer_core.terminal import figures
@@ -61,8 +61,8 @@ def as_json(config: Config, result: Result) -> str:
 def quality(loss: float, program: Program) -> str:
     """Return a loss in nats a token, and what it means where the tokens are text."""
     text = figures.loss(loss)
-    data: Any = program.data
-    if data.vocabulary is None or not hasattr(data, "decode") or not math.isfinite(loss):
+    data = program.data
+    if data.vocabulary is None or not has_text(data) or not math.isfinite(loss):
         return text
     text += f", perplexity {figures.short(math.exp(min(loss, 700.0)))}"
     if data.vocabulary == 256:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+import sysconfig
 import traceback
 from pathlib import Path
 
 import attrs
 
 from trainer_core.errors import TrainerError
+
+OUT_OF_MEMORY = (
+    "what makes it fit: a smaller data.batch_size or data.length, accumulate.microbatches=N, "
+    "model.remat=full, more devices under [shard] mesh"
+)
 
 
 @attrs.define
@@ -36,16 +42,35 @@ def refused(error: TrainerError, context: Context) -> int:
 
 
 def crashed(error: Exception, context: Context) -> int:
-    """Name an exception that nobody made for a person, and the hook that raised it."""
+    """Name an exception that nobody made for a person, where it was raised, and by which hook."""
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    lines = [said, *dict.fromkeys(getattr(error, "__notes__", ()))]
-    written = None if context.wants_traceback else _write_down(error, context.directory)
-    if written is None:
+    # JAX's note on its traceback, which begins with a rule, says nothing of the fault.
+    notes = [note for note in getattr(error, "__notes__", ()) if not note.startswith("---")]
+    lines = [said, *dict.fromkeys(notes)]
+    if "out of memory" in said.lower():
+        lines.append(OUT_OF_MEMORY)
+    if context.wants_traceback:
         traceback.print_exception(error)
-    else:
+    elif written := _write_down(error, context.directory):
         lines.append(f"the traceback is in {written}; --traceback shows it here")
+    else:
+        lines.append(f"at {_innermost(error)}; --traceback shows how it came there")
     say_error("\n  ".join(lines))
     return 1
+
+
+def _innermost(error: Exception) -> str:
+    """Where the code of a person, not of an installed package, was when it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [each for each in frames if _is_own(Path(each.filename))]
+    frame = (own or frames)[-1]
+    return f"{frame.filename}:{frame.lineno}, in {frame.name}"
+
+
+def _is_own(file: Path) -> bool:
+    installed = "site-packages" in file.parts or "trainer_core" in file.parts
+    standard = file.is_relative_to(sysconfig.get_paths()["stdlib"])
+    return file.suffix == ".py" and not installed and not standard
 
 
 def say_error(text: str) -> None:

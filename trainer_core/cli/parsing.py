@@ -10,6 +10,7 @@ from typing import NoReturn
 import attrs
 
 from trainer_core.errors import UserError
+from trainer_core.suggest import in_tables
 from trainer_core.terminal.page import Page, Rows
 
 _LEFT = 34  # columns for what to type
@@ -58,6 +59,10 @@ class Parser(argparse.ArgumentParser):
         return self.parse_intermixed_args(arguments)
 
     def error(self, message: str) -> NoReturn:
+        _, _, unknown = message.partition("unrecognized arguments: --")
+        key = unknown.partition(" ")[0].partition("=")[0]
+        if "." in key or in_tables(key):
+            message += f" (settings take no dashes: {key}=VALUE){in_tables(key)}"
         raise UserError(f"{message}; `{self.prog} --help` shows what it takes")
 
     def _page(self) -> Help:

@@ -18,6 +18,7 @@ def add_settings(parser: Parser) -> None:
         "settings",
         metavar="RECIPE.toml KEY=VALUE",
         nargs="*",
+        default=[],
         help="a recipe, and what to set otherwise, such as model.layers=12",
     )
 

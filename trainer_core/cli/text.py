@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from trainer_core.program import Program
-    from trainer_core.types import TrainState
+    from trainer_core.types import Data, TrainState
 
 TEMPERATURE = 0.7
 _PROMPT = 40  # characters of the held-out text that a sample begins with
@@ -21,12 +21,23 @@ _PROMPT = 40  # characters of the held-out text that a sample begins with
 
 def can_write(program: Program) -> bool:
     """Whether the model predicts tokens that the data can turn into text."""
-    return program.model.logits is not None and hasattr(program.data, "decode")
+    return program.model.logits is not None and has_text(program.data)
+
+
+def has_text(data: Data) -> bool:
+    """Whether a data source has a tokenizer of its own."""
+    from trainer_core.types import Data
+
+    return type(data).encode is not Data.encode and type(data).decode is not Data.decode
 
 
 def default_prompt(program: Program) -> str:
-    """Return the beginning of a line of text that the model was not trained on."""
-    data: Any = program.data
+    """Return the beginning of a line of text that the model was not trained on.
+
+    Raises:
+        UserError: the data does not deal in text.
+    """
+    data = _text(program)
     rows = data.held_out(0) if data.held_out_batches else data.batch(0)
     text = str(data.decode(rows["tokens"][0]))
     _, newline, line = text.partition("\n")
@@ -51,17 +62,22 @@ def write(
     from trainer_core.sampling import sample
     from trainer_core.signals import interruptible
 
-    data: Any = program.data
-    if not hasattr(data, "encode") or not hasattr(data, "decode"):
-        raise UserError(
-            f"this data holds no text: {type(data).__name__} has no encode and decode; "
-            f"trainer_core.sampling.sample works on tokens"
-        )
+    data = _text(program)
     tokens: NDArray[Any] = np.asarray(data.encode(prompt))
     written = interruptible(
         lambda: sample(program, state, tokens, length, temperature, jax.random.key(seed))
     )
     return str(data.decode(tokens)), str(data.decode(written[len(tokens) :]))
+
+
+def _text(program: Program) -> Data:
+    data = program.data
+    if not has_text(data):
+        raise UserError(
+            f"this data holds no text: {type(data).__name__} has no encode and decode; "
+            f"trainer_core.sampling.sample works on tokens"
+        )
+    return data
 
 
 def printable(text: str) -> str:

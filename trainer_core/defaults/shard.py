@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from trainer_core.errors import SettingError
+from trainer_core.errors import SettingError, UserError
 from trainer_core.plugin import hookimpl, plugin, setting
 from trainer_core.suggest import did_you_mean
 
@@ -77,6 +78,7 @@ class Rules:
 
         from trainer_core.types import Shardings, TrainState
 
+        self._check_rules(run, model)
         replicated = NamedSharding(run.mesh, PartitionSpec())
         params = jax.tree.map(run.axes.param_sharding, model.params)
         opt_state, extra = _derived_shardings(derive, abstract_state.params, params, run.mesh)
@@ -95,6 +97,21 @@ class Rules:
             extra=extra,
         )
         return Shardings(state, run.axes.batch_sharding(), replicated)
+
+    def _check_rules(self, run: Run, model: Model) -> None:
+        """A misspelled rule would leave what it is for whole, in silence."""
+        import jax
+
+        infos = [*jax.tree.leaves(model.params), *jax.tree.leaves(model.buffers)]
+        used = {axis.name for info in infos for axis in info.axes if axis.name} | run.axes.seen
+        for name in self.rules:
+            if name not in DEFAULT_RULES and name not in used:
+                raise UserError(
+                    f"[shard] rules: {name} = {json.dumps(self.rules[name])}: the model has no "
+                    f"such logical axis{did_you_mean(name, used)}; it has: "
+                    f"{', '.join(sorted(used))}",
+                    "shard.rules",
+                )
 
 
 def _names(rule: str | list[str]) -> list[str]:
