@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command import PERCEPTRON, Interrupting, read_until, running, trainer
+from command import DECODER, PERCEPTRON, Interrupting, read_until, running, trainer
 
 from trainer_core.cli import run
 from trainer_core.run import StopRequest
@@ -102,6 +102,28 @@ def test_ctrl_c_before_the_first_step_exits_0_and_writes_nothing(folder: Path, a
     assert "Traceback" not in output
     assert set(folder.iterdir()) - before <= {folder / "__pycache__"}
     assert seconds < 10  # it waits for no compilation
+
+
+def test_ctrl_c_at_any_moment_of_the_start_crashes_nothing(folder: Path) -> None:
+    # Where jax's C++ calls back into Python, an exception from a signal handler is a crash; when
+    # that is depends on the machine, so the moments are spread over the whole import.
+    for delay in (0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.2):
+        with running("train", *DECODER, "run.steps=100000", folder=folder) as process:
+            time.sleep(delay)
+            process.send_signal(signal.SIGINT)
+            output, _ = process.communicate()
+        assert process.returncode in (0, 130), f"after {delay} s: {output}"
+        assert "Traceback" not in output
+        assert "Exception ignored" not in output
+
+
+def test_the_first_ctrl_c_of_a_run_that_stops_already_lets_it_save() -> None:
+    stopping = StopRequest()
+    stopping.set("stopped by a plugin")
+    with SignalHandlers(stopping) as signals:
+        signals.deferring = True
+        signal.raise_signal(signal.SIGINT)  # a second one would end this process
+    assert stopping.reason == "stopped by a plugin"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
