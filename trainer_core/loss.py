@@ -48,13 +48,18 @@ def divided(term: Term) -> jax.Array:
 
 def term_losses(terms: Mapping[str, Term], model: Model) -> dict[str, jax.Array]:
     """Return `loss` and, where there are several terms, `loss/TERM` for each."""
-    losses = {name: divided(term) for name, term in terms.items()}
     total = sum(
-        (model.coefficient(name) * each for name, each in losses.items()),
+        (model.coefficient(name) * divided(term) for name, term in terms.items()),
         start=jnp.zeros((), jnp.float32),
     )
-    by_term = {f"loss/{name}": each for name, each in losses.items()} if len(losses) > 1 else {}
-    return {"loss": total, **by_term}
+    return {"loss": total, **losses_by_term(terms)}
+
+
+def losses_by_term(terms: Mapping[str, Term]) -> dict[str, jax.Array]:
+    """Return `loss/TERM` for each term, where there are several."""
+    if len(terms) < 2:
+        return {}
+    return {f"loss/{name}": divided(term) for name, term in terms.items()}
 
 
 def _checked(terms: Any, model: Model) -> dict[str, Term]:

@@ -103,6 +103,7 @@ def build_step(
     import jax.numpy as jnp
     import optax
 
+    from trainer_core.loss import losses_by_term
     from trainer_core.types import Step
 
     update = optax.with_extra_args_support(optimizer).update
@@ -134,7 +135,8 @@ def build_step(
             extra=state.extra | {"gradient": kept},
         )
         return after, {
-            **_losses(gradient),
+            "loss": gradient.loss,
+            **losses_by_term(gradient.terms),
             "grad_norm": norm,
             "learning_rate": jnp.asarray(
                 learning_rate(state.step - counters["skipped"]), jnp.float32
@@ -194,10 +196,3 @@ def _clipped(grads: Params, norm: jax.Array, limit: float | None) -> Params:
     scale = jnp.minimum(1.0, limit / jnp.maximum(norm, 1e-16))
     clipped: Params = jax.tree.map(lambda leaf: (leaf * scale).astype(leaf.dtype), grads)
     return clipped
-
-
-def _losses(gradient: Gradient) -> Metrics:
-    from trainer_core.loss import divided
-
-    by_term = {f"loss/{name}": divided(term) for name, term in gradient.terms.items()}
-    return {"loss": gradient.loss, **(by_term if len(by_term) > 1 else {})}
