@@ -63,11 +63,13 @@ def _train(arguments: Namespace, style: str, context: Context) -> tuple[Config, 
     from trainer_core.config import load_config
     from trainer_core.defaults.progress import Progress
     from trainer_core.loop import train
+    from trainer_core.signals import interruptible
 
     recipe, overrides = split(arguments.settings)
     if style:
         overrides.append(f"plugins.progress.style={style}")
-    config = load_config(recipe, overrides)
+    # Python wraps what a signal raises while a class is made: an import is not cut off, but left.
+    config = interruptible(lambda: load_config(recipe, overrides))
     context.directory = config.directory
     progress = config.chosen.get("plugins.progress")
     shown = progress.plugin if progress and isinstance(progress.plugin, Progress) else None
