@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import errors
 from flax import linen as nn
 from flax.core import unfreeze
+from flax.core.partial_eval import lazy_init
 
 from trainer_core.errors import UserError
 from trainer_core.randomness import fold
@@ -19,9 +20,8 @@ from trainer_core.user_module import building_raised, carried, nested
 from trainer_linen.boxes import content, is_box
 from trainer_linen.infos import Origin, array_info
 
-# Collections that live within a call; the first three only leave it, and depend on the batch.
-_OUTPUTS = ("intermediates", "losses", "perturbations")
-EPHEMERAL = (*_OUTPUTS, "cache")
+# Collections that live within a call.
+EPHEMERAL = ("intermediates", "losses", "perturbations", "cache")
 _CREATING = (
     "create it whether `train` is true or not, so that it exists at first and is saved, or sow it "
     "into intermediates"
@@ -90,12 +90,13 @@ def layout(
         raise UserError(f"{module!r} is a {type(module).__name__}, not a flax.linen.Module")
     abstract = jax.eval_shape(lambda: jax.tree.map(_empty, dict(batch)))
 
+    def first(rngs: Any, batch: Any) -> Any:
+        return _kept(module.init(rngs, batch, method=method, **options))
+
     def make(key: jax.Array) -> Any:
         rngs = {"params": key, **seeded(streams, key)}
         with _without_a_mesh():
-            return module.lazy_init(
-                rngs, abstract, method=method, mutable=nn.DenyList(_OUTPUTS), **options
-            )
+            return lazy_init(first)(rngs, abstract)  # type: ignore[no-untyped-call]
 
     origins: dict[Keys, Origin] = {}
     try:
@@ -106,7 +107,8 @@ def layout(
     except errors.LazyInitError as error:
         raise UserError(
             f"{type(module).__qualname__}: a first value depends on the values of a batch, and "
-            f"must depend on its shapes alone"
+            f"must depend on its shapes alone; change variables under "
+            f"`if not self.is_initializing():`"
         ) from error
     except Exception as error:
         raise UserError(_why(error)) from error
@@ -152,8 +154,7 @@ def buffers_after(variables: Any, parts: Layout) -> Buffers:
 
 def _flat(variables: Any) -> Iterator[tuple[Keys, Any]]:
     """Yield what is trained or saved: its path, the collection first, and the array or box."""
-    kept = {name: tree for name, tree in unfreeze(variables).items() if name not in EPHEMERAL}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(kept, is_leaf=is_box):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(_kept(variables), is_leaf=is_box):
         keys: Any = tuple(getattr(entry, "key", None) for entry in path)
         if not all(isinstance(key, str) for key in keys):
             raise UserError(
@@ -161,6 +162,10 @@ def _flat(variables: Any) -> Iterator[tuple[Keys, Any]]:
                 f"arrays with string keys"
             )
         yield keys, leaf
+
+
+def _kept(variables: Any) -> dict[str, Any]:
+    return {name: tree for name, tree in unfreeze(variables).items() if name not in EPHEMERAL}
 
 
 def _note_origins(origins: dict[Keys, Origin]) -> Any:
