@@ -43,7 +43,12 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 OTHERS = [ROOT / "CHANGELOG.md", *sorted(ROOT.glob("plugins/*/README.md"))]
 LANGUAGES = ("python", "toml", "console", "text")
-OURS = ("trainer-core", "trainer-nnx-plugin", "trainer-checkpoint-plugin")
+OURS = (
+    "trainer-core",
+    "trainer-nnx-plugin",
+    "trainer-linen-plugin",
+    "trainer-checkpoint-plugin",
+)
 
 # The command, why it is not run here, and the file that runs it with the words that do so.
 NOT_RUN = {

@@ -71,21 +71,28 @@ def as_model(
         both = together(own, sown_terms(after, name), name)
         return both, buffers_after(after, parts) if train else buffers
 
-    def call_logits(params: Params, buffers: Buffers, batch: Batch) -> jax.Array:
-        options = _options(read, placing, train=False)
-        key = jax.random.key(0)
-        found, _ = _apply(parts, read, params, buffers, batch, key, options)
-        return jnp.asarray(found, jnp.float32)
-
     return Model(
         init=lambda key: split(parts.make(key), parts),
         terms=call_terms,
         params=parts.param_infos(),
         buffers=parts.buffer_infos(),
         coefficients=coefficients or {},
-        logits=call_logits if read is not None else None,
+        logits=None if read is None else _logits(parts, read, placing),
         summary=module_summary(name, (slot.info for slot in parts.params)),
     )
+
+
+def _logits(
+    parts: Layout, method: Any, constrain: Constrain
+) -> Callable[[Params, Buffers, Batch], jax.Array]:
+    options = _options(method, constrain, train=False)
+
+    def logits(params: Params, buffers: Buffers, batch: Batch) -> jax.Array:
+        key = jax.random.key(0)
+        found, _ = _apply(parts, method, params, buffers, batch, key, options)
+        return jnp.asarray(found, jnp.float32)
+
+    return logits
 
 
 def _options(function: Any, constrain: Constrain, train: bool) -> dict[str, Any]:
