@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 import attrs
@@ -22,7 +23,8 @@ class Command:
 
     Attributes:
         module: in it, `configure(parser)` declares the arguments, and
-            `run(arguments, context)` returns the exit code.
+            `run(arguments, context)` returns the exit code; that of a package has a `SUMMARY`
+            too.
         summary: what it does, in one line.
     """
 
@@ -30,13 +32,29 @@ class Command:
     summary: str
 
 
+GROUP = "trainer.commands"  # entry points: the commands that packages add
 COMMANDS = {
-    "train": Command("train", "train, or go on where a run was left"),
-    "sample": Command("sample", "let the model of a run write text"),
-    "evaluate": Command("evaluate", "measure the model of a run on held-out data"),
-    "explain": Command("explain", "show what a config comes to, and where each value is from"),
-    "plugins": Command("plugins", "list what is installed for each slot, or one plugin's settings"),
+    "train": Command("trainer_core.cli.train", "train, or go on where a run was left"),
+    "sample": Command("trainer_core.cli.sample", "let the model of a run write text"),
+    "evaluate": Command("trainer_core.cli.evaluate", "measure the model of a run on held-out data"),
+    "explain": Command(
+        "trainer_core.cli.explain", "show what a config comes to, and where each value is from"
+    ),
+    "plugins": Command(
+        "trainer_core.cli.plugins",
+        "list what is installed for each slot, or one plugin's settings",
+    ),
 }
+
+
+def all_commands() -> dict[str, Command]:
+    """Return the core's commands, and those that installed packages add; none replaces another."""
+    added = {entry.name: entry.value for entry in entry_points(group=GROUP)}
+    return COMMANDS | {
+        name: Command(added[name], _summary(added[name]))
+        for name in sorted(added)
+        if name not in COMMANDS
+    }
 
 
 def run(arguments: list[str], context: Context) -> int:
@@ -50,13 +68,14 @@ def run(arguments: list[str], context: Context) -> int:
 
         Page().line(f"trainer-core {version('trainer-core')}")
         return 0
-    if name not in COMMANDS:
+    command = COMMANDS.get(name) or all_commands().get(name)
+    if command is None:
+        known = all_commands()
         raise UserError(
-            f"there is no command {name!r}{did_you_mean(name, COMMANDS)}; "
-            f"there are: {', '.join(COMMANDS)}; `trainer --help` says what they do"
+            f"there is no command {name!r}{did_you_mean(name, known)}; "
+            f"there are: {', '.join(known)}; `trainer --help` says what they do"
         )
-    command = COMMANDS[name]
-    module = importlib.import_module(f"trainer_core.cli.{command.module}")
+    module = importlib.import_module(command.module)
     parser = Parser(f"trainer {name}", command.summary)
     module.configure(parser)
     parsed = parser.parse(rest)
@@ -67,12 +86,19 @@ def run(arguments: list[str], context: Context) -> int:
     return code
 
 
+def _summary(module: str) -> str:
+    try:
+        return str(importlib.import_module(module).SUMMARY)
+    except Exception as error:  # one broken package does not take the help away
+        return f"(cannot be loaded: {type(error).__name__}: {error})"
+
+
 def _overview() -> Help:
     return Help(
         usage="trainer COMMAND [ARGUMENTS]",
         about="Trains models in JAX: a small loop that emits hooks, and plugins that do the rest.",
         sections=[
-            ("commands", [(name, command.summary) for name, command in COMMANDS.items()]),
+            ("commands", [(name, command.summary) for name, command in all_commands().items()]),
             (
                 "first steps",
                 [

@@ -1,0 +1,124 @@
+"""`trainer checkpoint`: what it shows of ours and of others', and what counts as a difference."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import checkpointed
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from checkpointed import folder, save, state_at
+
+from trainer_core.cli import run as trainer
+
+
+@pytest.fixture
+def saved(run: Any) -> Any:
+    """A run with checkpoints of the steps 1 and 2."""
+    save(run, state_at(1, run.mesh), state_at(2, run.mesh))
+    return run
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """A checkpoint that other code wrote: a list, an empty node, an integer."""
+    tree = {"params": {"layers": [{"w": np.ones((2, 3), np.float32)}], "none": {}}, "step": 7}
+    ocp.PyTreeCheckpointer().save(tmp_path / "foreign", tree)
+    return tmp_path / "foreign"
+
+
+def test_show_lists_every_array_of_the_newest_step(saved: Any, capsys: Any) -> None:
+    assert trainer(["checkpoint", "show", str(saved.directory), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["step"] == 2
+    assert shown["config"] == checkpointed.CONFIG
+    kernel = shown["arrays"]["params/layers/kernel"]
+    assert (kernel["shape"], kernel["dtype"]) == ([128, 8], "float32")
+    assert shown["arrays"]["opt_state/1/0/mu/layers/scale"]["dtype"] == "bfloat16"
+    assert trainer(["checkpoint", "show", str(folder(saved, 1))]) == 0
+    page = capsys.readouterr().out
+    assert "step        1\n" in page
+    assert "bfloat16  8 " in page
+    assert all(len(line) <= 100 for line in page.splitlines())
+
+
+def test_how_an_array_lay_on_many_devices_is_shown_without_them(tmp_path: Path) -> None:
+    # Written by a process with four devices; this one has one.
+    code = (
+        "import sys, pathlib, checkpointed as c; run = c.run_in(pathlib.Path(sys.argv[1]), 4);"
+        "c.save(run, c.state_at(1, run.mesh))"
+    )
+    writer = checkpointed.python(code, tmp_path / "run", devices=4)
+    assert writer.wait(120) == 0
+    from trainer_checkpoint.stored import look
+
+    leaves = look(tmp_path / "run").leaves
+    assert leaves["params/layers/kernel"].spec == "fsdp"
+    assert leaves["step"].spec == ""
+
+
+def test_show_reads_what_other_code_wrote(foreign: Path, capsys: Any) -> None:
+    assert trainer(["checkpoint", "show", str(foreign), "--json"]) == 0
+    arrays = json.loads(capsys.readouterr().out)["arrays"]
+    assert arrays["params/layers/0/w"]["shape"] == [2, 3]
+    assert "step" in arrays
+
+
+def test_diff_of_a_checkpoint_with_itself_is_nothing(saved: Any, capsys: Any) -> None:
+    path = str(folder(saved, 1))
+    assert trainer(["checkpoint", "diff", path, path]) == 0
+    assert capsys.readouterr().out.startswith("equal: ")
+
+
+def test_diff_names_the_largest_difference_by_path(saved: Any, capsys: Any) -> None:
+    a, b = str(folder(saved, 1)), str(folder(saved, 2))
+    assert trainer(["checkpoint", "diff", a, b, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    first, second = (np.asarray(state_at(n, saved.mesh).params["layers"]["kernel"]) for n in (1, 2))
+    assert found["params/layers/kernel"] == np.max(np.abs(first.astype(float) - second))
+    assert found["step"] == 1.0
+    assert found["buffers/count"] == 0.0
+    # All are normal numbers, or words of a key: they differ by less than this.
+    assert trainer(["checkpoint", "diff", a, b, "--tolerance", "20"]) == 0
+
+
+def test_diff_counts_what_is_missing_or_of_another_kind(saved: Any, capsys: Any) -> None:
+    other = state_at(1, saved.mesh)
+    other.params["layers"]["kernel"] = other.params["layers"]["kernel"].astype(jnp.bfloat16)
+    del other.params["embed.ding"]
+    elsewhere = checkpointed.run_in(saved.directory.parent / "other")
+    save(elsewhere, other)
+    a, b = str(folder(saved, 1)), str(elsewhere.directory)
+    assert trainer(["checkpoint", "diff", a, b, "--tolerance", "1e9"]) == 1
+    page = " ".join(capsys.readouterr().out.split())
+    assert f"params/embed.ding/embedding: only in {a}" in page
+    assert "params/layers/kernel: float32[128, 8] against bfloat16[128, 8]" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["show", "nothing"], "nothing does not exist; give a run"),
+        (["show", "."], "holds no checkpoint that Orbax wrote"),
+        (["shwo", "."], "did you mean 'show'"),
+        (["diff", "."], "diff takes 2 paths, not 1"),
+        (["diff", ".", ".", "--tolerance", "-1"], "-1"),
+    ],
+)
+def test_mistakes(
+    arguments: list[str], said: str, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert trainer(["checkpoint", *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_named(saved: Any, capsys: Any) -> None:
+    meta = folder(saved, 2) / "meta" / "metadata"
+    meta.write_text(meta.read_text().replace('"step": 2', '"step": 3'))
+    assert trainer(["checkpoint", "show", str(saved.directory)]) == 2
+    assert "does not match its checksum" in capsys.readouterr().err

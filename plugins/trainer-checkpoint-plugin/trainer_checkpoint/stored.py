@@ -1,0 +1,163 @@
+"""Any checkpoint that Orbax wrote, as arrays by path: ours, or of other code."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import attrs
+import numpy as np
+import orbax.checkpoint as ocp
+from numpy.typing import NDArray
+
+from trainer_checkpoint.meta import DamagedError, unseal
+from trainer_checkpoint.quiet import quiet_reading
+from trainer_checkpoint.steps import META, META_FILE, STATE, steps
+from trainer_core.errors import UserError
+
+_TREE = "_METADATA"  # Orbax's own description of a folder of arrays
+_ITEMS = (STATE, "default", "items", "params")  # under which a CheckpointManager keeps a tree
+
+
+@attrs.frozen
+class Leaf:
+    """One array on disk; `spec` says how it lay on the devices, where it lay on several."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    spec: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return int(np.prod(self.shape, dtype=np.int64)) * _itemsize(self.dtype)
+
+
+@attrs.frozen
+class Stored:
+    """A checkpoint on disk, of which only the description was read.
+
+    Attributes:
+        path: the folder of the step.
+        arrays: the folder with the arrays in it.
+        leaves: by their keys joined by `/`.
+        meta: what this plugin wrote beside them; None where other code wrote the checkpoint.
+    """
+
+    path: Path
+    arrays: Path
+    leaves: Mapping[str, Leaf]
+    meta: Mapping[str, Any] | None
+
+
+def look(path: Path) -> Stored:
+    """Read the description of a checkpoint.
+
+    Args:
+        path: of a run (its newest step is meant), of a folder of checkpoints, or of one.
+
+    Raises:
+        UserError: there is no checkpoint, or it cannot be read.
+    """
+    folder = _step_folder(path.absolute())
+    arrays = next((each for each in _candidates(folder) if (each / _TREE).is_file()), None)
+    if arrays is None:
+        what = "holds no checkpoint that Orbax wrote" if path.exists() else "does not exist"
+        raise UserError(f"{path} {what}; give a run, a folder of checkpoints, or one step of them")
+    meta = None
+    if (folder / META / META_FILE).is_file():
+        try:
+            meta = unseal(folder / META / META_FILE)
+        except DamagedError as error:
+            raise UserError(f"{folder} is damaged: {error}") from error
+    found = {"/".join(keys): _leaf(value) for keys, value in _flat(_description(arrays))}
+    return Stored(folder, arrays, found, meta)
+
+
+def read(stored: Stored) -> dict[str, NDArray[Any]]:
+    """Return the arrays, in the memory of this host.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    import jax
+
+    with _readable(stored.arrays), quiet_reading():
+        item = _description(stored.arrays)
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        tree = ocp.PyTreeCheckpointHandler().restore(
+            stored.arrays, args=ocp.args.PyTreeRestore(item=item, restore_args=as_numpy)
+        )
+    return {"/".join(keys): np.asarray(value) for keys, value in _flat(tree)}
+
+
+class _readable:
+    """Whatever Orbax raises, a person wants to know which folder it was."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Exception):
+            reason = shorten(f"{type(error).__name__}: {error}", 300)
+            raise UserError(f"{self.folder} cannot be read: {reason}") from error
+
+
+def _step_folder(path: Path) -> Path:
+    for folder in (path / "checkpoints", path):
+        found = steps(folder)
+        if found:
+            return folder / str(found[-1])
+    return path
+
+
+def _candidates(folder: Path) -> Iterable[Path]:
+    return (folder, *(folder / name for name in _ITEMS))
+
+
+def _description(arrays: Path) -> Any:
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    with _readable(arrays), quiet_reading():
+        found: Any = ocp.PyTreeCheckpointHandler().metadata(arrays)
+    return getattr(found, "tree", found)
+
+
+def _flat(tree: Any, keys: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ...], Any]]:
+    """Yield what is no container; a list's items have their index as key."""
+    if isinstance(tree, Mapping):
+        items: Iterable[tuple[Any, Any]] = tree.items()
+    elif isinstance(tree, (list, tuple)):
+        items = enumerate(tree)
+    else:
+        if tree is not None:
+            yield keys, tree
+        return
+    for key, value in items:
+        yield from _flat(value, (*keys, str(key)))
+
+
+def _leaf(value: Any) -> Leaf:
+    spec = getattr(getattr(value, "sharding", None), "partition_spec", None)
+    shape = tuple(getattr(value, "shape", None) or ())
+    whole = not spec or not any(spec)
+    text = "" if whole else ", ".join(_joined(each) if each else "-" for each in spec)
+    return Leaf(shape, str(getattr(value, "dtype", type(value).__name__)), text)
+
+
+def _joined(axes: Any) -> str:
+    return axes if isinstance(axes, str) else "+".join(map(str, axes))
+
+
+def _itemsize(dtype: str) -> int:
+    import jax.numpy as jnp
+
+    try:
+        return int(jnp.dtype(dtype).itemsize)
+    except TypeError:
+        return 0
