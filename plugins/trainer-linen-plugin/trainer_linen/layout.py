@@ -179,7 +179,7 @@ def _note_origins(origins: dict[Keys, Origin]) -> Any:
                 for name, value in values.items():
                     if is_box(value) or hasattr(value, "shape"):
                         keys = (collection, *module.path, name)
-                        origins[keys] = Origin(module.clone(parent=None), value)
+                        origins[keys] = Origin(module, value)
         return result
 
     return note
