@@ -143,10 +143,9 @@ def _flat(tree: Any, keys: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ..
 
 
 def _leaf(value: Any) -> Leaf:
-    spec = getattr(getattr(value, "sharding", None), "partition_spec", None)
+    spec = getattr(getattr(value, "sharding", None), "partition_spec", None) or ()
     shape = tuple(getattr(value, "shape", None) or ())
-    whole = not spec or not any(spec)
-    text = "" if whole else ", ".join(_joined(each) if each else "-" for each in spec)
+    text = ", ".join(_joined(each) if each else "-" for each in spec) if any(spec) else ""
     return Leaf(shape, str(getattr(value, "dtype", type(value).__name__)), text)
 
 
