@@ -18,6 +18,8 @@ from trainer_core.types import ParamInfo, Term
 POSITIONAL_OR_KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD
 KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 
+MODULE = ("model.use", "model.module")  # the settings that such an error comes from
+
 Keys = TypeVar("Keys", bound=Hashable)
 
 
@@ -35,7 +37,9 @@ def load_target(path: str, arguments: Mapping[str, Any], given: Collection[str])
     """
     target = load_object(path, "[model] module")
     if not callable(target):
-        raise UserError(f'[model] module = "{path}": {target!r} is not a class or a function')
+        raise UserError(
+            f'[model] module = "{path}": {target!r} is not a class or a function', *MODULE
+        )
     parameters = signature_of(target)
     if parameters is not None:
         _check_arguments(path, parameters, arguments, given)
@@ -69,17 +73,20 @@ def method_of(module_type: type[Any], name: str) -> Any:
 def no_terms(name: str) -> UserError:
     return UserError(
         f"{name} has no method terms(self, batch): write one that returns "
-        f'{{"loss": Term(sum, weight)}}, or give as_model(..., terms=...)'
+        f'{{"loss": Term(sum, weight)}}, or give as_model(..., terms=...)',
+        *MODULE,
     )
 
 
 def checked_terms(found: Any, name: str) -> dict[str, Term]:
     """Return what `terms` returned as a dict; name the module's class in what the core refuses."""
     if not isinstance(found, Mapping):
-        raise UserError(f"{name}.terms returned {described(found)}; {TERM_REMEDY}")
+        raise UserError(f"{name}.terms returned {described(found)}; {TERM_REMEDY}", *MODULE)
     for term, value in found.items():
         if not isinstance(value, Term):
-            raise UserError(f"{name}.terms: the term {term!r} is {described(value)}; {TERM_REMEDY}")
+            raise UserError(
+                f"{name}.terms: the term {term!r} is {described(value)}; {TERM_REMEDY}", *MODULE
+            )
     return dict(found)
 
 
@@ -115,16 +122,17 @@ def carried(
     left = dict(arrays)
     for keys, info in known:
         if keys not in left:
-            raise UserError(f"{name}.terms removed {info.path}, which is saved")
+            raise UserError(f"{name}.terms removed {info.path}, which is saved", *MODULE)
         array = jnp.asarray(left.pop(keys))
         if array.shape != info.shape:
             raise UserError(
-                f"{name}.terms changed the shape of {info.path} from {info.shape} to {array.shape}"
+                f"{name}.terms changed the shape of {info.path} from {info.shape} to {array.shape}",
+                *MODULE,
             )
         yield keys, array.astype(info.dtype)
     for keys in left:
         path = "/".join(map(str, keys)) if isinstance(keys, tuple) else keys
-        raise UserError(f"{name}.terms created {path}: {creating}")
+        raise UserError(f"{name}.terms created {path}: {creating}", *MODULE)
 
 
 def module_summary(name: str, infos: Iterable[ParamInfo]) -> dict[str, str]:
@@ -175,7 +183,8 @@ def _check_arguments(
         if name not in names and not variadic:
             raise UserError(
                 f"[model] arguments: {path} has no argument {name!r}{did_you_mean(name, names)}; "
-                f"it takes: {', '.join(names) or 'none'}"
+                f"it takes: {', '.join(names) or 'none'}",
+                "model.arguments",
             )
     missing = [
         name
@@ -185,5 +194,7 @@ def _check_arguments(
     if missing:
         raise UserError(
             f"[model] arguments: {path} needs {', '.join(missing)}; write "
-            f"arguments = {{{missing[0]} = ...}}"
+            f"arguments = {{{missing[0]} = ...}}",
+            *MODULE,
+            "model.arguments",
         )

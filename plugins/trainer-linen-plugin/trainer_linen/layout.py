@@ -16,7 +16,7 @@ from flax.core.partial_eval import lazy_init
 from trainer_core.errors import UserError
 from trainer_core.randomness import fold
 from trainer_core.types import Buffers, ParamInfo, Params
-from trainer_core.user_module import building_raised, carried, nested
+from trainer_core.user_module import MODULE, building_raised, carried, nested
 from trainer_linen.boxes import content, is_box
 from trainer_linen.infos import Origin, array_info
 
@@ -45,8 +45,8 @@ class Layout:
     Attributes:
         module: the module, unbound.
         streams: the names of its random streams.
-        make: `make(key, batch)` returns its first variables; without a batch, no forward pass is
-            computed.
+        make: `make(key)` returns its first variables, by the shapes of a batch alone: no forward
+            pass is computed.
     """
 
     module: nn.Module
@@ -87,7 +87,9 @@ def layout(
             trained or saved.
     """
     if not isinstance(module, nn.Module):
-        raise UserError(f"{module!r} is a {type(module).__name__}, not a flax.linen.Module")
+        raise UserError(
+            f"{module!r} is a {type(module).__name__}, not a flax.linen.Module", *MODULE
+        )
     abstract = jax.eval_shape(lambda: jax.tree.map(_empty, dict(batch)))
 
     def first(rngs: Any, batch: Any) -> Any:
@@ -102,20 +104,22 @@ def layout(
     try:
         with nn.intercept_methods(_note_origins(origins)):
             variables = jax.eval_shape(make, jax.random.key(0))
+        slots = [
+            Slot(keys, array_info(_path(keys), leaf, keys[0] == "params", origins.get(keys)))
+            for keys, leaf in _flat(variables)
+        ]
     except UserError as error:
-        raise UserError(str(error)) from error.__cause__  # without JAX's note on its traceback
+        # Without JAX's note on its traceback.
+        raise UserError(str(error), *(error.keys or MODULE)) from error.__cause__
     except errors.LazyInitError as error:
         raise UserError(
             f"{type(module).__qualname__}: a first value depends on the values of a batch, and "
             f"must depend on its shapes alone; change variables under "
-            f"`if not self.is_initializing():`"
+            f"`if not self.is_initializing():`",
+            *MODULE,
         ) from error
     except Exception as error:
-        raise UserError(_why(error)) from error
-    slots = [
-        Slot(keys, array_info(_path(keys), leaf, keys[0] == "params", origins.get(keys)))
-        for keys, leaf in _flat(variables)
-    ]
+        raise _why(error) from error
     return Layout(
         module=module,
         streams=tuple(streams),
@@ -194,15 +198,17 @@ def _path(keys: Keys) -> str:
     return "/".join(keys[1:] if keys[0] == "params" else keys)
 
 
-def _why(error: Exception) -> str:
+def _why(error: Exception) -> UserError:
     if isinstance(error, errors.InvalidRngError):
         return no_stream(error)
-    return building_raised(error)
+    return UserError(building_raised(error), *MODULE)
 
 
-def no_stream(error: Exception) -> str:
+def no_stream(error: Exception) -> UserError:
     first_line = str(error).split(" (")[0]
-    return (
+    return UserError(
         f"{first_line}, and no random stream has this name: give the names of all of them, "
-        f'rngs = ["dropout", ...]'
+        f'rngs = ["dropout", ...]',
+        *MODULE,
+        "model.rngs",
     )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from trainer_core.errors import UserError
 from trainer_core.types import Term
-from trainer_core.user_module import described
+from trainer_core.user_module import MODULE, described
 
 COLLECTION = "losses"
 
@@ -37,7 +37,8 @@ def sown_terms(variables: Mapping[str, Any], name: str) -> dict[str, Term]:
         if not isinstance(leaf, Term):
             raise UserError(
                 f"{name} sows {'/'.join(keys)} into {COLLECTION}: {described(leaf)}; sow "
-                f"Term(sum, weight), with a sum over examples and the weight to divide it by"
+                f"Term(sum, weight), with a sum over examples and the weight to divide it by",
+                *MODULE,
             )
         before = found.get(keys[-1], Term(0.0, 0.0))
         found[keys[-1]] = Term(
@@ -57,6 +58,7 @@ def together(terms: dict[str, Term], sown: dict[str, Term], name: str) -> dict[s
     if both:
         raise UserError(
             f"{name}: the term {both[0]!r} is returned by terms and sown into {COLLECTION} too; "
-            f"rename one"
+            f"rename one",
+            *MODULE,
         )
     return terms | sown

@@ -13,7 +13,7 @@ from flax import nnx
 from trainer_core.errors import UserError
 from trainer_core.randomness import fold
 from trainer_core.types import Buffers, ParamInfo, Params
-from trainer_core.user_module import building_raised, carried, nested
+from trainer_core.user_module import MODULE, building_raised, carried, nested
 from trainer_nnx.infos import param_info
 
 _OWN_STATE = (nnx.Module, nnx.Variable, nnx.Rngs, nnx.RngStream)
@@ -97,7 +97,8 @@ def layout(make: Callable[[nnx.Rngs], nnx.Module]) -> Layout:
         # Not `nnx.eval_shape`: there, arrays that are plain attributes come back as shapes.
         jax.eval_shape(survey, jax.random.key(0))
     except UserError as error:
-        raise UserError(str(error)) from error.__cause__  # without JAX's note on its traceback
+        # Without JAX's note on its traceback.
+        raise UserError(str(error), *(error.keys or MODULE)) from error.__cause__
     return found[0]
 
 
