@@ -94,6 +94,19 @@ def read(stored: Stored) -> dict[str, NDArray[Any]]:
     return {"/".join(keys): np.asarray(value) for keys, value in _flat(tree)}
 
 
+def filled(stored: Stored, arrays: Mapping[str, Any]) -> Any:
+    """Return the containers of a checkpoint, empty ones too, with other arrays in them.
+
+    Args:
+        stored: whose lists and dicts they shall be.
+        arrays: by path; where there is none, nothing is put.
+
+    Raises:
+        UserError: the description cannot be read.
+    """
+    return _filled(_description(stored.arrays), arrays, ())
+
+
 class _readable:
     """Whatever Orbax raises, a person wants to know which folder it was."""
 
@@ -140,6 +153,14 @@ def _flat(tree: Any, keys: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ..
         return
     for key, value in items:
         yield from _flat(value, (*keys, str(key)))
+
+
+def _filled(tree: Any, arrays: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
+    if isinstance(tree, Mapping):
+        return {key: _filled(each, arrays, (*keys, str(key))) for key, each in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [_filled(each, arrays, (*keys, str(at))) for at, each in enumerate(tree)]
+    return arrays.get("/".join(keys))
 
 
 def _leaf(value: Any) -> Leaf:

@@ -1,0 +1,155 @@
+"""From a checkpoint to a run: plan it, and write a run directory that `trainer train` continues."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer_checkpoint import stored, tree
+from trainer_checkpoint.convert.described import (
+    described_checkpoint,
+    described_program,
+    step_of,
+)
+from trainer_checkpoint.convert.mapping import Mapping as Rules
+from trainer_checkpoint.convert.plan import Plan, Spec
+from trainer_checkpoint.convert.planning import make_plan
+from trainer_checkpoint.steps import steps
+from trainer_core.assemble import open_run
+from trainer_core.cli.waiting import waiting
+from trainer_core.config import Config, load_config
+from trainer_core.directory import check_directory, write_directory
+from trainer_core.errors import UserError
+from trainer_core.hooks import Hooks
+from trainer_core.program import Program, build_program
+from trainer_core.signals import interruptible
+from trainer_core.types import TrainState
+
+
+@attrs.frozen(kw_only=True)
+class Converted:
+    """What was done, or would be.
+
+    Attributes:
+        plan: what became of every array.
+        specs: shape and dtype of the target's arrays, by path.
+        directory: of the run.
+        step: at which it goes on; None where that stands in the checkpoint, which was not read.
+    """
+
+    plan: Plan
+    specs: Mapping[str, Spec]
+    directory: Path
+    step: int | None
+
+
+def convert_into_run(
+    source: Path,
+    recipe: Path | None,
+    overrides: Sequence[str],
+    rules: Rules,
+    *,
+    step: int | None = None,
+    fresh_optimizer: bool = False,
+    dry: bool = False,
+) -> Converted:
+    """Write a run directory with one checkpoint, at the source's step.
+
+    The run's key is that of a new run, and so is the state that its step keeps for itself.
+
+    Args:
+        source: a checkpoint that Orbax wrote.
+        recipe, overrides: the run's config.
+        rules: the mapping of names.
+        step: of a checkpoint that does not say it.
+        fresh_optimizer: begin with a new state of the optimizer.
+        dry: only plan; nothing is written.
+
+    Raises:
+        UserError: it does not fit, or the directory has checkpoints; nothing was written.
+    """
+    found = stored.look(source)
+    config = load_config(recipe, overrides)
+    # It shall not show what a training run shows.
+    quiet = load_config(recipe, [*overrides, "plugins.progress=false"])
+    _check_place(config)
+    with waiting("building") as phase, _opened(quiet) as (program, hooks):
+        target = described_program(program)
+        origin = described_checkpoint(found, rules.prefix, target.axes)
+        given = step_of(found, origin, step)
+        plan = make_plan(origin, target, rules, fresh_optimizer)
+        if dry:
+            return Converted(plan=plan, specs=target.specs, directory=config.directory, step=given)
+        phase("reading")
+        arrays = plan.carry_out(stored.read(found))
+        phase("writing")
+        state = _state(program, arrays, given, fresh_optimizer)
+        write_directory(config, program.run)
+        made = int(state.step)
+        hooks.save(run=program.run, step=made, state=state, data=program.data)
+    return Converted(plan=plan, specs=target.specs, directory=config.directory, step=made)
+
+
+def _check_place(config: Config) -> None:
+    if config.chosen["checkpoint"].candidate.name == "none":
+        raise UserError('[checkpoint] use = "none" saves nothing; convert needs one that does')
+    check_directory(config, accept_changes=False)
+    there = steps(config.directory / "checkpoints")
+    if there:
+        raise UserError(
+            f"{config.directory} has checkpoints already (steps {', '.join(map(str, there))}); "
+            f"convert begins a new run: run.name=NAME"
+        )
+
+
+@contextmanager
+def _opened(config: Config) -> Iterator[tuple[Program, Hooks]]:
+    with config.placing():
+        run, hooks = interruptible(lambda: open_run(config))
+        try:
+            if run.processes > 1:
+                raise UserError("convert runs in one process; leave [distributed] out")
+            yield interruptible(lambda: build_program(run, hooks)), hooks
+        except BaseException as error:
+            hooks.close(run=run, error=error)
+            raise
+        hooks.close(run=run, error=None)
+
+
+def _state(
+    program: Program, arrays: Mapping[str, NDArray[Any]], step: int | None, fresh_optimizer: bool
+) -> TrainState:
+    """Place what was converted, and derive the rest from the parameters, as a new run does."""
+    abstract, shardings = program.abstract_state, program.shardings.state
+    if step is not None:
+        arrays = {**arrays, "step": np.asarray(step, np.int32)}
+    params = _part(arrays, abstract, "params")
+    derive = jax.jit(program.optimizer.init, out_shardings=shardings.opt_state)
+    key = jax.jit(lambda: program.initial_state().key, out_shardings=shardings.key)
+    extra = jax.jit(program.step.init, out_shardings=shardings.extra)
+    return TrainState(
+        step=_part(arrays, abstract, "step"),
+        params=params,
+        buffers=_part(arrays, abstract, "buffers"),
+        opt_state=derive(params) if fresh_optimizer else _part(arrays, abstract, "opt_state"),
+        key=key(),
+        extra=extra(params),
+    )
+
+
+def _part(arrays: Mapping[str, Any], like: TrainState, name: str) -> Any:
+    """Return a part of the state on the devices, in the run's own containers."""
+    wanted = getattr(like, name)
+    targets = tree.targets(tree.by_path(wanted))
+    placed = {
+        path: jax.device_put(arrays["/".join((name, *path))], target.sharding)
+        for path, target in targets.items()
+    }
+    return tree.assembled(placed, wanted)

@@ -1,0 +1,79 @@
+"""A plan: which arrays become which, and how; pure data, made on shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer_checkpoint.convert.operations import Operation
+from trainer_core.errors import UserError
+
+
+@attrs.frozen
+class Spec:
+    """Shape and dtype of one array."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+@attrs.frozen
+class Entry:
+    """Arrays that go together: what the sources become, by these operations in order."""
+
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    operations: tuple[Operation, ...] = ()
+
+    def inverse(self) -> Entry:
+        undone = tuple(each.inverse() for each in reversed(self.operations))
+        return Entry(self.targets, self.sources, undone)
+
+
+@attrs.frozen
+class Plan:
+    """All of a conversion.
+
+    Attributes:
+        entries: what is taken over.
+        dropped: source paths that a rule drops.
+        ignored: source paths that are not taken by the nature of things: the key of a run, an
+            optimizer that is to begin anew.
+        fresh: target paths to which the run gives first values.
+    """
+
+    entries: tuple[Entry, ...]
+    dropped: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
+
+    def inverse(self) -> Plan:
+        return Plan(tuple(entry.inverse() for entry in self.entries))
+
+    def carry_out(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return the target arrays by path.
+
+        Args:
+            arrays: every source array, by path.
+
+        Raises:
+            UserError: arrays that must agree do not.
+        """
+        made: dict[str, NDArray[Any]] = {}
+        for entry in self.entries:
+            values = [np.asarray(arrays[path]) for path in entry.sources]
+            try:
+                for operation in entry.operations:
+                    values = operation.apply(values)
+            except ValueError as error:
+                listed = ", ".join(entry.sources)
+                raise UserError(f"{listed} cannot become {entry.targets[0]}: {error}") from error
+            made.update(zip(entry.targets, values, strict=True))
+        return made

@@ -1,0 +1,87 @@
+"""Everything that stands against a conversion, in one message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from trainer_checkpoint.convert.paths import in_order, pattern_of
+from trainer_checkpoint.convert.plan import Spec
+from trainer_core.errors import UserError
+
+_SHOWN = 20  # of each kind
+
+
+class Problems:
+    """Collects what is missing, unexpected or different.
+
+    Args:
+        source, target: what to call the two sides.
+    """
+
+    def __init__(self, source: str, target: str) -> None:
+        self._source, self._target = source, target
+        self._missing: dict[str, str] = {}
+        self._unexpected: dict[str, str] = {}
+        self._different: dict[str, str] = {}
+
+    def missing(self, path: str, spec: Spec) -> None:
+        """Of the target, and nothing fills it."""
+        self._missing[path] = f"{path} {spec}"
+
+    def unexpected(self, path: str, spec: Spec, why: str = "") -> None:
+        """Of the source, and it goes nowhere."""
+        self._unexpected[path] = f"{path} {spec}" + f": {why}" * bool(why)
+
+    def different(
+        self, sources: Sequence[str], spec: Spec, targets: Sequence[str], wanted: Spec, why: str
+    ) -> None:
+        """They go together, and do not fit."""
+        given = f"{pattern_of(sources)} is {_times(sources)}{spec}"
+        want = f"{pattern_of(targets)} needs {_times(targets)}{wanted}"
+        self._different[targets[0]] = f"{given}, {want}: {why}"
+
+    def check(self, source: Mapping[str, str], target: Mapping[str, str]) -> None:
+        """Raise what was collected.
+
+        Args:
+            source, target: what belongs to the optimizer on each side: path to kind (`mu`).
+
+        Raises:
+            UserError: there is anything.
+        """
+        lines = [
+            *_listed("missing", "the run needs it, nothing fills it", self._missing),
+            *_listed("unexpected", "the checkpoint has it, it goes nowhere", self._unexpected),
+            *_listed("different", "of another shape or dtype", self._different),
+        ]
+        if not lines:
+            return
+        has = _kinds(source, self._unexpected)
+        needs = _kinds(target, self._missing)
+        of_model = {*self._unexpected, *self._missing} - {*source, *target}
+        if (has or needs) and not of_model:  # else the optimizer's arrays lack their parameters
+            lines.append(
+                f"It is of another optimizer: it has {has or 'nothing more'}, and the run needs "
+                f"{needs or 'nothing more'}. --fresh-optimizer begins with a new state."
+            )
+        lines.append("Give a mapping (--mapping FILE.toml), or the config of the same model.")
+        raise UserError(
+            f"{self._source} does not become {self._target}; nothing was written:\n"
+            + "\n".join(lines)
+        )
+
+
+def _listed(kind: str, meaning: str, problems: Mapping[str, str]) -> list[str]:
+    if not problems:
+        return []
+    texts = [problems[path] for path in sorted(problems, key=in_order)]
+    more = [f"  … and {len(texts) - _SHOWN} more"] if len(texts) > _SHOWN else []
+    return [f"{kind}: {len(texts)} ({meaning})", *(f"  {text}" for text in texts[:_SHOWN]), *more]
+
+
+def _kinds(kinds: Mapping[str, str], problems: Mapping[str, str]) -> str:
+    return ", ".join(dict.fromkeys(kind for path, kind in kinds.items() if path in problems))
+
+
+def _times(paths: Sequence[str]) -> str:
+    return f"{len(paths)} x " if len(paths) > 1 else ""
