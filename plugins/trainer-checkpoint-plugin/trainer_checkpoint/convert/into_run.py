@@ -89,6 +89,7 @@ def convert_into_run(
             return Converted(plan=plan, specs=target.specs, directory=config.directory, step=given)
         phase("reading")
         arrays = plan.carry_out(stored.read(found))
+        _check_finite(arrays)
         phase("writing")
         state = _state(program, arrays, given, fresh_optimizer)
         write_directory(config, program.run)
@@ -107,6 +108,17 @@ def _check_place(config: Config) -> None:
             f"{config.directory} has checkpoints already (steps {', '.join(map(str, there))}); "
             f"convert begins a new run: run.name=NAME"
         )
+
+
+def _check_finite(arrays: Mapping[str, NDArray[Any]]) -> None:
+    """A run goes on from no parameters that are not finite; better said now than then."""
+    bad = [
+        path
+        for path, array in arrays.items()
+        if path.startswith("params/") and not np.all(np.isfinite(array))
+    ]
+    if bad:
+        raise UserError(f"not finite, and nothing to go on from: {', '.join(bad)}")
 
 
 @contextmanager

@@ -47,15 +47,19 @@ class Plan:
         ignored: source paths that are not taken by the nature of things: the key of a run, an
             optimizer that is to begin anew.
         fresh: target paths to which the run gives first values.
+        absent: target paths that are not written: on the way here they were left out.
     """
 
     entries: tuple[Entry, ...]
     dropped: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
 
     def inverse(self) -> Plan:
-        return Plan(tuple(entry.inverse() for entry in self.entries))
+        """Return the way back: what was left out cannot come back, what began anew is left."""
+        back = tuple(entry.inverse() for entry in self.entries)
+        return Plan(back, ignored=self.fresh, absent=self.dropped + self.ignored)
 
     def carry_out(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return the target arrays by path.

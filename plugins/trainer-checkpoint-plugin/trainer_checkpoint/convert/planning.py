@@ -121,13 +121,12 @@ class _Planner:
         return [path for path in paths if path not in self._touched]
 
     def finished(self) -> Plan:
-        known = self._touched | set(self.ignored)
-        for path in self.source.specs:
-            if path not in known:
-                self.problems.unexpected(path, self.source.specs[path])
-        for path in self.target.specs:
-            if path not in self._filled | set(self.fresh):
-                self.problems.missing(path, self.target.specs[path])
+        used = self._touched | set(self.ignored)
+        given = self._filled | set(self.fresh)
+        for path in self.source.specs.keys() - used:
+            self.problems.unexpected(path, self.source.specs[path])
+        for path in self.target.specs.keys() - given:
+            self.problems.missing(path, self.target.specs[path])
         self.problems.check(self.source.side.optimizer, self.target.side.optimizer)
         return Plan(
             entries=tuple(self.entries),

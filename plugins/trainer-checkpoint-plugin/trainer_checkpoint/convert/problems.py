@@ -56,13 +56,13 @@ class Problems:
         ]
         if not lines:
             return
-        has = _kinds(source, self._unexpected)
-        needs = _kinds(target, self._missing)
-        of_model = {*self._unexpected, *self._missing} - {*source, *target}
-        if (has or needs) and not of_model:  # else the optimizer's arrays lack their parameters
+        problems = self._missing | self._unexpected | self._different
+        if problems.keys() <= source.keys() | target.keys():
+            has = _kinds(source, self._unexpected) or "nothing more"
+            needs = _kinds(target, self._missing) or "nothing more"
             lines.append(
-                f"It is of another optimizer: it has {has or 'nothing more'}, and the run needs "
-                f"{needs or 'nothing more'}. --fresh-optimizer begins with a new state."
+                f"Only the optimizer's state does not fit: it has {has}, and the run needs "
+                f"{needs}. --fresh-optimizer begins with a new one."
             )
         lines.append("Give a mapping (--mapping FILE.toml), or the config of the same model.")
         raise UserError(

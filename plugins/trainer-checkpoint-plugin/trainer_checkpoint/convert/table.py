@@ -15,7 +15,9 @@ _LEFT = (
     ("dropped", "dropped by a rule"),
     ("ignored", "not taken over"),
     ("fresh", "begins anew"),
+    ("absent", "not written"),
 )
+_OF_THE_TARGET = ("fresh", "absent")
 
 
 def as_json(plan: Plan, specs: Mapping[str, Spec]) -> dict[str, Any]:
@@ -41,7 +43,8 @@ def print_out(plan: Plan, specs: Mapping[str, Spec]) -> None:
     rows = [_row(entry, specs) for entry in plan.entries]
     for name, text in _LEFT:
         for path in getattr(plan, name):
-            rows.append(("-", path, "", text) if name == "fresh" else (path, "-", "", text))
+            ends = ("-", path) if name in _OF_THE_TARGET else (path, "-")
+            rows.append((*ends, "", text))
     widths = _widths(rows, page.width)
     for index, row in enumerate([_HEAD, *rows]):
         cells = [_wrapped(text, width - 2) for text, width in zip(row, widths, strict=True)]
