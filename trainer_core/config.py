@@ -63,7 +63,7 @@ class Config:
         except UserError as error:
             places = [f"{key}: {self.origins[key]}" for key in error.keys if key in self.origins]
             if places:
-                error.args = (f"{error}\n  {', '.join(places)}",)
+                error.args = (f"{error} ({', '.join(places)})",)
                 error.keys = ()
             raise
 

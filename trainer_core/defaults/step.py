@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from trainer_core.run import Run
     from trainer_core.types import Batch, GradFn, Gradient, Metrics, Params, Step, TrainState
 
+_COUNTERS = ("skipped", "skipped_in_a_row", "first_nonfinite")
+
 
 @plugin
 class GradientStep:
@@ -103,7 +105,6 @@ def build_step(
     import jax.numpy as jnp
     import optax
 
-    from trainer_core.loss import losses_by_term
     from trainer_core.types import Step
 
     update = optax.with_extra_args_support(optimizer).update
@@ -121,34 +122,20 @@ def build_step(
         new = (optax.apply_updates(state.params, updates), gradient.buffers, opt_state)
         old = (state.params, state.buffers, state.opt_state)
         params, buffers, opt_state = jax.tree.map(functools.partial(_chosen, applied), new, old)
-        skipped = counters["skipped"] + ~applied
-        in_a_row = jnp.where(applied, 0, counters["skipped_in_a_row"] + 1)
-        # Of the first of those in a row: later ones, skipped for good, may be finite again.
-        first = jnp.where(in_a_row > 1, counters["first_nonfinite"], first)
-        kept = {"skipped": skipped, "skipped_in_a_row": in_a_row, "first_nonfinite": first}
+        counted = _counted(counters, applied, first)
         after = attrs.evolve(
             state,
             step=state.step + 1,
             params=params,
             buffers=buffers,
             opt_state=opt_state,
-            extra=state.extra | {"gradient": kept},
+            extra=state.extra | {"gradient": counted},
         )
-        return after, {
-            "loss": gradient.loss,
-            **losses_by_term(gradient.terms),
-            "grad_norm": norm,
-            "learning_rate": jnp.asarray(
-                learning_rate(state.step - counters["skipped"]), jnp.float32
-            ),
-            "skipped_steps": skipped,
-            "_skipped_in_a_row": in_a_row,
-            "_first_nonfinite": first,
-        }
+        rate = learning_rate(state.step - counters["skipped"])
+        return after, _metrics(gradient, norm, rate, counted)
 
     def init(params: Params) -> dict[str, Any]:
-        names = ("skipped", "skipped_in_a_row", "first_nonfinite")
-        return {"gradient": {name: jnp.zeros((), jnp.int32) for name in names}}
+        return {"gradient": {name: jnp.zeros((), jnp.int32) for name in _COUNTERS}}
 
     return Step(apply, init)
 
@@ -173,6 +160,31 @@ def _examine(gradient: Gradient, names: list[str] | None) -> tuple[jax.Array, ja
     norm = jnp.sqrt(sum(squares, start=jnp.zeros((), jnp.float32)))
     first = jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32)
     return jnp.isfinite(norm) & jnp.isfinite(gradient.loss) & ~jnp.any(bad), first, norm
+
+
+def _counted(counters: Metrics, applied: jax.Array, first: jax.Array) -> Metrics:
+    import jax.numpy as jnp
+
+    in_a_row = jnp.where(applied, 0, counters["skipped_in_a_row"] + 1)
+    # Of the first of those in a row: later ones, skipped for good, may be finite again.
+    first = jnp.where(in_a_row > 1, counters["first_nonfinite"], first)
+    return dict(zip(_COUNTERS, (counters["skipped"] + ~applied, in_a_row, first), strict=True))
+
+
+def _metrics(gradient: Gradient, norm: jax.Array, rate: Any, counted: Metrics) -> Metrics:
+    import jax.numpy as jnp
+
+    from trainer_core.loss import losses_by_term
+
+    return {
+        "loss": gradient.loss,
+        **losses_by_term(gradient.terms),
+        "grad_norm": norm,
+        "learning_rate": jnp.asarray(rate, jnp.float32),
+        "skipped_steps": counted["skipped"],
+        "_skipped_in_a_row": counted["skipped_in_a_row"],
+        "_first_nonfinite": counted["first_nonfinite"],
+    }
 
 
 def _chosen(applied: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:

@@ -83,8 +83,7 @@ def layout(
         options: keyword arguments of the method.
 
     Raises:
-        UserError: it is no Linen module, its first call raises, or it holds what cannot be
-            trained or saved.
+        UserError: it is no Linen module, its first call raises, or it cannot be trained.
     """
     if not isinstance(module, nn.Module):
         raise UserError(
