@@ -176,3 +176,31 @@ def test_a_mapping_that_makes_no_sense_is_named(mapping: str, said: str, tmp_pat
     path = checkpoint(tmp_path, {"a": numbers(2)})
     with pytest.raises(UserError, match=said):
         planned(path, run_of({"a": numbers(2)}, NO_STATE), mapping)
+
+
+def test_the_mapping_in_the_readme_does_what_it_says(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    mapping = readme.partition("# file: names.toml\n")[2].partition("```")[0]
+    layer = {
+        "ln": {"scale": numbers(4).astype("bfloat16")},
+        "gate": {"weight": numbers(6, 4)},
+        "up": {"weight": numbers(6, 4)},
+        "kv": {"kernel": numbers(4, 12)},
+        "a": {"kernel": numbers(4, 2)},
+        "b": {"kernel": numbers(4, 3)},
+    }
+    model = {f"layer_{n}": layer for n in range(2)} | {"blocks": {"bias": numbers(4, 2)}}
+    model["dropout"] = {"rngs": {"key": np.zeros(2, np.uint32)}}
+    layers = {
+        "attention_norm": {"scale": numbers(2, 4)},
+        "attention": {name: {"kernel": numbers(2, 4, 2, 3)} for name in ("key", "value")},
+        "mlp": {name: {"kernel": numbers(2, 4, 6)} for name in ("gate", "up")},
+        "fused": {"kernel": numbers(2, 4, 5)},
+    }
+    bias = {str(n): numbers(4) for n in range(2)}
+    plan = planned(
+        checkpoint(tmp_path, {"model": model}),
+        run_of({"layers": layers, "bias": bias}, NO_STATE),
+        mapping,
+    )
+    assert plan.dropped == ("params/model/dropout/rngs/key",)

@@ -85,6 +85,19 @@ def test_a_chain_of_another_shape_gives_the_same_state(tmp_path: Path) -> None:
     assert made["opt_state/0/count"] == made["opt_state/2/count"] == 2
 
 
+@pytest.mark.parametrize("keys", ["params", "state", "params of a model"])
+def test_the_state_is_found_under_other_keys(keys: str, tmp_path: Path) -> None:
+    tx = OPTIMIZERS["adamw"]
+    inner = {"params": UNROLLED} if keys == "params" else UNROLLED
+    inner = {"model": UNROLLED} if keys == "params of a model" else inner
+    tree = {"params": inner, "opt_state": trained(inner, tx), "step": 2}
+    tree = {"state": tree} if keys == "state" else tree
+    prefix = 'prefix = "params/model"' if keys == "params of a model" else ""
+    made = there_and_back(saved(tmp_path / "old", tree), run_of(STACKED, tx, stacks=STACKS), prefix)
+    assert np.any(made["opt_state/0/nu/layers/b"])
+    assert made["step"] == 2
+
+
 def test_a_whole_slot_becomes_one_in_pieces(tmp_path: Path) -> None:
     pieces = optax.multi_transform({"m": optax.adam(0.1), "v": optax.adam(0.2)}, labels)
     state = trained(UNROLLED, optax.adam(0.1))

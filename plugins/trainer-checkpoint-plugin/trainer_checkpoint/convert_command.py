@@ -127,7 +127,11 @@ def _show(done: Converted | Written, arguments: Namespace, after: str) -> None:
         page.line()
         rows.append(("written", "nothing: this is a dry run"))
     else:
-        rows += [("written", str(done.directory)), ("step", f"{done.step:,}"), ("next", after)]
+        rows.append(("written", str(done.directory)))
+    if done.step is not None:
+        rows.append(("step", f"{done.step:,}"))
+    if not arguments.dry_run:
+        rows.append(("next", after))
     if arguments.fresh_optimizer:
         rows.append(("optimizer", "begins with a new state, as --fresh-optimizer says"))
     page.rows(rows)

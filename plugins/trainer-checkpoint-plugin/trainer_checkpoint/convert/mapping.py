@@ -143,6 +143,8 @@ def _rule(table: Dict[str, Any], place: str) -> Rule:
         drop=_typed(table, "drop", bool, place),
         place=place,
     )
+    if rule.stack_axis < 0:
+        raise UserError(f"{place}: stack_axis = {rule.stack_axis}: count from the front")
     if [bool(rule.to), rule.split is not None, rule.drop].count(True) != 1:
         raise UserError(f"{place} needs one of: to = '…', split = {{…}}, drop = true")
     if not rule.drop:

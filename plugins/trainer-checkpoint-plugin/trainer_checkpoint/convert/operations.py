@@ -239,16 +239,21 @@ class Agree:
 
     def apply(self, arrays: Arrays) -> list[NDArray[Any]]:
         first = arrays[0]
-        if not all(np.array_equal(first, each) for each in arrays[1:]):
+        if not all(_equal(first, each) for each in arrays[1:]):
             raise ValueError(f"they differ: {', '.join(str(array) for array in arrays)}")
         cast = [first.astype(jnp.dtype(dtype)) for dtype in self.after]
-        for array, dtype in zip(cast, self.after, strict=True):
-            if not np.array_equal(array, first):
-                raise ValueError(f"{first} does not fit in {dtype}")
+        for array in cast:
+            if not _equal(first, array):
+                raise ValueError(f"{first} does not fit in {array.dtype}")
         return cast
 
     def inverse(self) -> Operation:
         return Agree(self.after, self.before)
+
+
+def _equal(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    same_bits = a.dtype == b.dtype and a.tobytes() == b.tobytes()  # a NaN is not equal to itself
+    return same_bits or np.array_equal(a, b)
 
 
 def _check_axis(shape: Shape, axis: int) -> None:

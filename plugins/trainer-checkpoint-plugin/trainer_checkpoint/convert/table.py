@@ -14,7 +14,7 @@ _HEAD = ("source", "target", "shape", "what was done")
 _LEFT = (
     ("dropped", "dropped by a rule"),
     ("ignored", "not taken over"),
-    ("fresh", "begins anew"),
+    ("fresh", "not from the checkpoint"),
     ("absent", "not written"),
 )
 _OF_THE_TARGET = ("fresh", "absent")
