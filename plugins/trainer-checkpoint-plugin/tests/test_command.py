@@ -68,6 +68,17 @@ def test_show_reads_what_other_code_wrote(foreign: Path, capsys: Any) -> None:
     assert "step" in arrays
 
 
+def test_parts_that_a_manager_keeps_apart_are_one_checkpoint(tmp_path: Path, capsys: Any) -> None:
+    tree = {"params": {"w": np.ones(3)}, "opt_state": {"mu": {"w": np.ones(3)}}}
+    with ocp.CheckpointManager(tmp_path / "managed") as manager:
+        parts = {name: ocp.args.PyTreeSave(part) for name, part in tree.items()}
+        manager.save(7, args=ocp.args.Composite(**parts))
+    ocp.PyTreeCheckpointer().save(tmp_path / "whole", tree)
+    assert trainer(["checkpoint", "diff", str(tmp_path / "managed"), str(tmp_path / "whole")]) == 0
+    assert capsys.readouterr().out.startswith("equal: 2 arrays")
+    assert trainer(["checkpoint", "show", str(tmp_path)]) == 2  # these are not parts of one
+
+
 def test_diff_of_a_checkpoint_with_itself_is_nothing(saved: Any, capsys: Any) -> None:
     path = str(folder(saved, 1))
     assert trainer(["checkpoint", "diff", path, path]) == 0

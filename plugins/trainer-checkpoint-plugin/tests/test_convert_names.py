@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from converted import numbers, planned, run_of, saved, there_and_back
+from trainer_checkpoint import stored
+from trainer_checkpoint.convert.described import described_checkpoint, step_of
 
 from trainer_core.errors import UserError
 
@@ -144,6 +147,24 @@ def test_buffers_map_by_the_same_rules(tmp_path: Path) -> None:
     path = saved(tmp_path / "old", tree | {"step": 1})
     rule = "[[rule]]\nfrom = 'batch_stats/(?P<path>.*)'\nto = '{path}'"
     assert "buffers/norm/mean" in there_and_back(path, run, rule)
+
+
+def test_the_step_is_said_by_the_checkpoint_its_folder_or_the_user(tmp_path: Path) -> None:
+    def step(path: Path, given: int | None = None) -> int | None:
+        found = stored.look(path)
+        return step_of(found, described_checkpoint(found, None, ()), given)
+
+    inside = checkpoint(tmp_path, {"a": numbers(2)})
+    assert step(inside) is None
+    with pytest.raises(UserError, match="has its own, in step"):
+        step(inside, 4)
+    with ocp.CheckpointManager(tmp_path / "managed") as manager:
+        manager.save(12, args=ocp.args.PyTreeSave({"params": {"a": numbers(2)}}))
+    assert step(tmp_path / "managed") == 12
+    bare = saved(tmp_path / "bare", {"params": {"a": numbers(2)}})
+    assert step(bare, 4) == 4
+    with pytest.raises(UserError, match="give --step N"):
+        step(bare)
 
 
 def test_dtypes_change_only_where_the_mapping_says_so(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from trainer_checkpoint.steps import META, META_FILE, STATE, steps
 from trainer_core.errors import UserError
 
 _TREE = "_METADATA"  # Orbax's own description of a folder of arrays
-_ITEMS = (STATE, "default", "items", "params")  # under which a CheckpointManager keeps a tree
+_MARK = "_CHECKPOINT_METADATA"  # in the folder of a checkpoint, beside its parts
+_WHOLE = (STATE, "default", "items")  # the names under which a whole tree is kept
 
 
 @attrs.frozen
@@ -42,13 +43,14 @@ class Stored:
 
     Attributes:
         path: the folder of the step.
-        arrays: the folder with the arrays in it.
+        items: the folders with the arrays in them, by the key above them; a checkpoint of one
+            tree has one, under no key.
         leaves: by their keys joined by `/`.
         meta: what this plugin wrote beside them; None where other code wrote the checkpoint.
     """
 
     path: Path
-    arrays: Path
+    items: Mapping[str, Path]
     leaves: Mapping[str, Leaf]
     meta: Mapping[str, Any] | None
 
@@ -63,8 +65,8 @@ def look(path: Path) -> Stored:
         UserError: there is no checkpoint, or it cannot be read.
     """
     folder = _step_folder(path.absolute())
-    arrays = next((each for each in _candidates(folder) if (each / _TREE).is_file()), None)
-    if arrays is None:
+    items = _items(folder)
+    if not items:
         what = "holds no checkpoint that Orbax wrote" if path.exists() else "does not exist"
         raise UserError(f"{path} {what}; give a run, a folder of checkpoints, or one step of them")
     meta = None
@@ -73,8 +75,9 @@ def look(path: Path) -> Stored:
             meta = unseal(folder / META / META_FILE)
         except DamagedError as error:
             raise UserError(f"{folder} is damaged: {error}") from error
-    found = {"/".join(keys): _leaf(value) for keys, value in _flat(_description(arrays))}
-    return Stored(folder, arrays, found, meta)
+    described = {key: _description(arrays) for key, arrays in items.items()}
+    found = {"/".join(keys): _leaf(value) for keys, value in _flat(_whole(described))}
+    return Stored(folder, items, found, meta)
 
 
 def read(stored: Stored) -> dict[str, NDArray[Any]]:
@@ -83,15 +86,8 @@ def read(stored: Stored) -> dict[str, NDArray[Any]]:
     Raises:
         UserError: they cannot be read.
     """
-    import jax
-
-    with _readable(stored.arrays), quiet_reading():
-        item = _description(stored.arrays)
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-        tree = ocp.PyTreeCheckpointHandler().restore(
-            stored.arrays, args=ocp.args.PyTreeRestore(item=item, restore_args=as_numpy)
-        )
-    return {"/".join(keys): np.asarray(value) for keys, value in _flat(tree)}
+    trees = {key: _restored(arrays) for key, arrays in stored.items.items()}
+    return {"/".join(keys): np.asarray(value) for keys, value in _flat(_whole(trees))}
 
 
 def filled(stored: Stored, arrays: Mapping[str, Any]) -> Any:
@@ -104,7 +100,8 @@ def filled(stored: Stored, arrays: Mapping[str, Any]) -> Any:
     Raises:
         UserError: the description cannot be read.
     """
-    return _filled(_description(stored.arrays), arrays, ())
+    described = {key: _description(folder) for key, folder in stored.items.items()}
+    return _filled(_whole(described), arrays, ())
 
 
 class _readable:
@@ -130,8 +127,29 @@ def _step_folder(path: Path) -> Path:
     return path
 
 
-def _candidates(folder: Path) -> Iterable[Path]:
-    return (folder, *(folder / name for name in _ITEMS))
+def _items(folder: Path) -> dict[str, Path]:
+    for whole in (folder, *(folder / name for name in _WHOLE)):
+        if (whole / _TREE).is_file():
+            return {"": whole}
+    # A CheckpointManager may keep parts under names of their own: `params`, `opt_state`. What has
+    # a mark of its own is no part, but a checkpoint beside others.
+    trees = [each.parent for each in sorted(folder.glob(f"*/{_TREE}"))]
+    return {each.name: each for each in trees if not (each / _MARK).exists()}
+
+
+def _whole(items: Mapping[str, Any]) -> Any:
+    return items.get("", items)
+
+
+def _restored(arrays: Path) -> Any:
+    import jax
+
+    with _readable(arrays), quiet_reading():
+        item = _description(arrays)
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        return ocp.PyTreeCheckpointHandler().restore(
+            arrays, args=ocp.args.PyTreeRestore(item=item, restore_args=as_numpy)
+        )
 
 
 def _description(arrays: Path) -> Any:
