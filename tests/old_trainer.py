@@ -18,7 +18,7 @@ from flax.training.train_state import TrainState
 from trainer_core import Data, Term, hookimpl, plugin, token_cross_entropy
 from trainer_core.layers import attention, rotary, swiglu
 
-LAYERS, VOCAB, WIDTH, HEADS, HEAD, MLP = 3, 64, 32, 2, 16, 48
+LAYERS, VOCAB, WIDTH, HEADS, HEAD, MLP = 2, 64, 32, 2, 16, 48
 KV, LENGTH, BATCH = 1, 16, 4
 RATE = 3e-3
 
@@ -227,8 +227,20 @@ class Tokens:
 
 def begin(tx: optax.GradientTransformation, fused: bool = False) -> TrainState:
     model = OldDecoder(fused)
-    params = jax.jit(model.init)(jax.random.key(1), batch_of(0)["tokens"])["params"]
+    params = first_values(model)["params"]
     return TrainState.create(apply_fn=model.apply, params=params, tx=tx)
+
+
+def first_values(model: nn.Module, **arguments: Any) -> Any:
+    """Return what `model.init` does, with other values: there is nothing to compile."""
+    random = np.random.default_rng(1)
+
+    def values(leaf: Any) -> jax.Array:
+        spread = random.uniform(0, 0.4, leaf.shape) - 0.2 * (leaf.ndim > 1)
+        return jnp.asarray(spread + (leaf.ndim == 1), leaf.dtype)
+
+    key, tokens = jax.random.key(0), batch_of(0)["tokens"]
+    return jax.tree.map(values, jax.eval_shape(lambda: model.init(key, tokens, **arguments)))
 
 
 def losses(state: TrainState, steps: int) -> Iterator[tuple[TrainState, float]]:

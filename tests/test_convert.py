@@ -150,7 +150,7 @@ def test_a_dry_run_shows_every_array_and_writes_nothing(capsys: Any) -> None:
     assert trainer(arguments) == 0
     page = capsys.readouterr().out
     assert all(len(line) <= 100 for line in page.splitlines())
-    assert "params/layer_{0..2}/ln_1/" in page
+    assert "params/layer_{0..1}/ln_1/" in page
     assert "opt_state/{0,2}/count" in page
     assert "split into 3 parts" in page
     assert trainer([*arguments, "--json"]) == 0
@@ -182,7 +182,7 @@ class WithStatistics(TrainState):
 def stateless() -> WithStatistics:
     """A TrainState as Flax makes it: boxed kernels, batch statistics; five steps were made."""
     module = old.Normed()
-    variables = module.init(jax.random.key(2), old.batch_of(0)["tokens"], train=True)
+    variables = old.first_values(module, train=True)
     tx = optax.sgd(lambda count: old.RATE, momentum=0.9)
     made = WithStatistics.create(
         apply_fn=module.apply,
@@ -206,11 +206,30 @@ def test_boxes_frozen_dicts_and_statistics_need_no_mapping() -> None:
     assert np.array_equal(found["params/Dense_0/kernel"], kernel)
     trace = state.opt_state[0].trace["Dense_0"]["kernel"].value
     assert np.array_equal(found["opt_state/0/trace/Dense_0/kernel"], trace)
-    assert np.array_equal(found["buffers/batch_stats/BatchNorm_0/var"], np.ones(old.WIDTH))
+    variance = state.batch_stats["BatchNorm_0"]["var"]
+    assert np.array_equal(found["buffers/batch_stats/BatchNorm_0/var"], variance)
     assert found["step"] == 5
     assert trainer(["train", file, "--quiet"]) == 0
     assert trainer(["convert", "new", "--to", "back", "--like", "old"]) == 0
     assert arrays("back").keys() == arrays("old").keys()
+
+
+def test_another_optimizer_begins_anew_where_that_is_asked_for(capsys: Any) -> None:
+    state = stateless()
+    old.write(Path("old").absolute(), state)
+    file = recipe({"use": "linen-module", "module": "old_trainer:Normed"})
+    before = everything()
+    assert trainer(["convert", "old", file]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "it has trace, and the run needs mu, nu. --fresh-optimizer" in said
+    assert everything() == before
+
+    assert trainer(["convert", "old", file, "--fresh-optimizer"]) == 0
+    assert "begins with a new state" in capsys.readouterr().out
+    found = arrays("new")
+    assert np.array_equal(found["params/wte/embedding"], state.params["wte"]["embedding"])
+    assert not np.any(found["opt_state/0/mu/wte/embedding"])
+    assert trainer(["train", file, "--quiet"]) == 0
 
 
 @pytest.mark.parametrize("form", ["state", "pure dict"])
@@ -234,7 +253,6 @@ def test_an_nnx_checkpoint_becomes_a_run(form: str) -> None:
     trace = optimizer.opt_state[0].trace["blocks"][1]["kernel"]
     assert np.array_equal(found["opt_state/0/trace/blocks/1/kernel"], trace)
     assert found["step"] == 2
-    assert trainer(["train", file, "--quiet"]) == 0
 
 
 def test_the_random_streams_of_a_model_are_not_left_out_in_silence(capsys: Any) -> None:
