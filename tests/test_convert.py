@@ -305,6 +305,7 @@ def test_another_model_is_one_error_and_nothing_is_written(capsys: Any) -> None:
     assert "different: 3 " in said
     assert "params/embed/embedding needs float32[128, 32]: [64, 32] is not [128, 32]" in said
     assert "… and 7 more" in said
+    assert said.index("params/layers/2/mlp/up/kernel") < said.index("opt_state/")
     assert everything() == before
 
 

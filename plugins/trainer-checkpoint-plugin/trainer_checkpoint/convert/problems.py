@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from trainer_checkpoint.convert.paths import in_order, pattern_of
 from trainer_checkpoint.convert.plan import Spec
@@ -49,15 +49,17 @@ class Problems:
         Raises:
             UserError: there is anything.
         """
-        lines = [
-            *_listed("missing", "the run needs it, nothing fills it", self._missing),
-            *_listed("unexpected", "the checkpoint has it, it goes nowhere", self._unexpected),
-            *_listed("different", "of another shape or dtype", self._different),
-        ]
+        kinds = (
+            ("missing", "the run needs it, nothing fills it", self._missing),
+            ("unexpected", "the checkpoint has it, it goes nowhere", self._unexpected),
+            ("different", "of another shape or dtype", self._different),
+        )
+        of_optimizer = source.keys() | target.keys()
+        lines = [line for each in kinds for line in _listed(*each, of_optimizer)]
         if not lines:
             return
         problems = self._missing | self._unexpected | self._different
-        if problems.keys() <= source.keys() | target.keys():
+        if problems.keys() <= of_optimizer:
             has = _kinds(source, self._unexpected) or "nothing more"
             needs = _kinds(target, self._missing) or "nothing more"
             lines.append(
@@ -71,12 +73,16 @@ class Problems:
         )
 
 
-def _listed(kind: str, meaning: str, problems: Mapping[str, str]) -> list[str]:
+def _listed(
+    kind: str, meaning: str, problems: Mapping[str, str], of_optimizer: Collection[str]
+) -> list[str]:
+    """Return a head and the first of the problems: the model's before what follows from them."""
     if not problems:
         return []
-    texts = [problems[path] for path in sorted(problems, key=in_order)]
-    more = [f"  … and {len(texts) - _SHOWN} more"] if len(texts) > _SHOWN else []
-    return [f"{kind}: {len(texts)} ({meaning})", *(f"  {text}" for text in texts[:_SHOWN]), *more]
+    paths = sorted(problems, key=lambda path: (path in of_optimizer, in_order(path)))
+    shown = [f"  {problems[path]}" for path in paths[:_SHOWN]]
+    more = [f"  … and {len(paths) - _SHOWN} more"] if len(paths) > _SHOWN else []
+    return [f"{kind}: {len(paths)} ({meaning})", *shown, *more]
 
 
 def _kinds(kinds: Mapping[str, str], problems: Mapping[str, str]) -> str:
