@@ -127,8 +127,11 @@ def race(
     rivals: dict[str, Any], states: dict[str, Any], rounds: int, steps: int
 ) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in rivals}
+    names = list(rivals)
     for number in range(rounds + 1):
-        for name, rival in rivals.items():
+        names = [*names[1:], names[0]]  # none always runs after the same one
+        for name in names:
+            rival = rivals[name]
             begun = time.perf_counter()
             states[name] = jax.block_until_ready(rival(states[name], number * steps))
             if number:  # the first round compiles
@@ -137,14 +140,14 @@ def race(
 
 
 def show(program: Program, times: dict[str, list[float]]) -> None:
-    medians = {name: statistics.median(each) for name, each in times.items()}
-    base = medians["trainer_core"]
+    base = times["trainer_core"]
     table = Table(title=f"{program.param_count:,} parameters, every metric at every step")
     table.add_column("loop")
     table.add_column("ms a step", justify="right")
     table.add_column("trainer_core against it", justify="right")
-    for name, median in medians.items():
-        table.add_row(name, f"{median * 1e3:.2f}", f"{base / median:.3f}")
+    for name, each in times.items():
+        ratio = statistics.median(ours / theirs for ours, theirs in zip(base, each, strict=True))
+        table.add_row(name, f"{statistics.median(each) * 1e3:.2f}", f"{ratio:.3f}")
     Console(width=100).print(table)
 
 
