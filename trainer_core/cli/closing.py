@@ -77,7 +77,7 @@ def _ending(result: Result, made: int) -> list[tuple[str, str]]:
     if not made:
         return [("finished", f"already: {result.step:,} steps were made before")]
     seconds = float(result.metrics.get("seconds", 0.0))
-    text = f"{result.step:,} steps"
+    text = figures.steps(result.step)
     if result.resumed_from:
         text += f", {made:,} of them now"
     text += f" in {figures.span(seconds)}"

@@ -24,6 +24,11 @@ def amount(number: float) -> str:
     return f"{text[:-1]} {text[-1]}"
 
 
+def steps(number: int) -> str:
+    """Return `1 step`, `1,000 steps`."""
+    return f"{number:,} step{'s' * (number != 1)}"
+
+
 def duration(seconds: float) -> str:
     """Return a time span: `0:42`, `1:02:03`, `2 d 03:04`."""
     whole = max(0, round(seconds))

@@ -33,7 +33,7 @@ def summary_rows(run: Run, program: Program, step: int) -> list[tuple[str, str]]
         ("devices", _devices(run)),
         *program.data.summary.items(),
         ("optimizer", _optimizer(config)),
-        ("run", f"{run.directory}, {run.settings.steps:,} steps{_saved(run)}"),
+        ("run", f"{run.directory}, {figures.steps(run.settings.steps)}{_saved(run)}"),
     ]
     if step:
         rows.append(("resumed", f"from the checkpoint of step {step:,}"))
