@@ -206,9 +206,11 @@ class _Resolver:
         try:
             check(self.table)
         except SettingError as error:
-            place = self._place(f"{table}.{error.key}")
-            value = shown(getattr(plugin, error.key, None))
-            raise UserError(f"[{table}] {error.key} = {value} ({place}): {error}") from error
+            owner, _, key = error.key.rpartition(".")
+            settings = self.table[owner] if owner else values_of(plugin)
+            place = self._place(f"{owner or table}.{key}")
+            value = shown(settings.get(key))
+            raise UserError(f"[{owner or table}] {key} = {value} ({place}): {error}") from error
         except Exception as error:
             place = self._place(f"{table}.use")
             raise UserError(

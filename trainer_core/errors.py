@@ -35,7 +35,7 @@ class SettingError(ValueError):
     """A value that a settings class refuses; the config adds the table, the file and the line.
 
     Args:
-        key: the setting's name, without its table.
+        key: the setting's name; that of another table is `table.key`.
         message: what is wrong and what would be right.
     """
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from trainer_core.run import Run
     from trainer_core.types import Data
 
+VOCABULARY = 256
+
 
 @plugin
 class Text:
@@ -37,9 +39,20 @@ class Text:
     )
 
     def check(self, config: Mapping[str, Any]) -> None:
-        """Look for the path while the error can still name its line in the recipe."""
+        """Find at once, without jax, what would not train."""
         if problem := path_problem(self.path):
             raise SettingError("path", problem)
+        vocab, context = (config["model"].get(key) for key in ("vocab", "context"))
+        if isinstance(vocab, int) and vocab < VOCABULARY:
+            raise SettingError(
+                "model.vocab", f"bytes are {VOCABULARY} tokens; set model.vocab={VOCABULARY}"
+            )
+        if isinstance(context, int) and context < self.length:
+            raise SettingError(
+                "model.context",
+                f"[data] length = {self.length} is longer; set data.length={context}, or "
+                f"model.context={self.length}",
+            )
 
     @hookimpl
     def build_data(self, run: Run) -> Data:
