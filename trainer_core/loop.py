@@ -12,6 +12,7 @@ from trainer_core.config import Config, load_config
 from trainer_core.directory import check_directory, write_directory
 from trainer_core.errors import UserError
 from trainer_core.hooks import Hooks
+from trainer_core.opening import built, opened
 from trainer_core.run import Run, StopRequest
 from trainer_core.signals import Interrupted, SignalHandlers, interruptible
 
@@ -64,7 +65,7 @@ def train(config: Config, accept_changes: bool = False) -> Result:
     stopping = StopRequest()
     with SignalHandlers(stopping) as signals, config.placing():
         try:
-            run, hooks = interruptible(lambda: _open(config, stopping))
+            run, hooks = opened(config, stopping)
         except Interrupted:
             return _nothing_done(config.directory, stopping)
         error: BaseException | None = None
@@ -80,21 +81,9 @@ def train(config: Config, accept_changes: bool = False) -> Result:
             hooks.close(run=run, error=error)
 
 
-def _open(config: Config, stopping: StopRequest) -> tuple[Run, Hooks]:
-    from trainer_core.assemble import open_run
-
-    return open_run(config, stopping)
-
-
-def _build(run: Run, hooks: Hooks) -> Any:
-    from trainer_core.program import build_program
-
-    return build_program(run, hooks)
-
-
 def _train(config: Config, run: Run, hooks: Hooks, signals: SignalHandlers) -> Result:
     hooks.phase(run=run, name="building")
-    program = interruptible(lambda: _build(run, hooks))
+    program = built(run, hooks)
 
     # Restored before anything is initialised or compiled: initialised and restored parameters
     # never exist at once, and a finished run answers without compiling.

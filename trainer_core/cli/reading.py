@@ -15,9 +15,7 @@ from trainer_core.errors import UserError
 
 if TYPE_CHECKING:
     from trainer_core.config import Config
-    from trainer_core.hooks import Hooks
     from trainer_core.program import Program
-    from trainer_core.run import Run
     from trainer_core.types import TrainState
 
 
@@ -47,12 +45,13 @@ def read_run(directory: Path, overrides: Sequence[str]) -> Iterator[Reading]:
     """
     config = _config(directory, overrides)
     with waiting("starting") as phase, config.placing():
+        from trainer_core.opening import built, opened
         from trainer_core.signals import interruptible
 
-        run, hooks = interruptible(lambda: _open(config))
+        run, hooks = opened(config)
         try:
             phase("building")
-            program = interruptible(lambda: _build(run, hooks))
+            program = built(run, hooks)
             phase("restoring")
             like = program.abstract_state
             state = interruptible(lambda: hooks.restore(run=run, like=like, data=program.data))
@@ -69,18 +68,6 @@ def read_run(directory: Path, overrides: Sequence[str]) -> Iterator[Reading]:
         yield Reading(program, state, int(state.step))
     finally:
         hooks.close(run=run, error=None)
-
-
-def _open(config: Config) -> tuple[Run, Hooks]:
-    from trainer_core.assemble import open_run
-
-    return open_run(config)
-
-
-def _build(run: Run, hooks: Hooks) -> Program:
-    from trainer_core.program import build_program
-
-    return build_program(run, hooks)
 
 
 def _config(directory: Path, overrides: Sequence[str]) -> Config:
