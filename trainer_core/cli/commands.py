@@ -47,14 +47,14 @@ COMMANDS = {
 }
 
 
-def all_commands() -> dict[str, Command]:
-    """Return the core's commands, and those that installed packages add; none replaces another."""
+def modules() -> dict[str, str]:
+    """Return where each command is: the core's, and those that installed packages add.
+
+    None replaces another; only metadata is read.
+    """
     added = {entry.name: entry.value for entry in entry_points(group=GROUP)}
-    return COMMANDS | {
-        name: Command(added[name], _summary(added[name]))
-        for name in sorted(added)
-        if name not in COMMANDS
-    }
+    own = {name: command.module for name, command in COMMANDS.items()}
+    return own | {name: added[name] for name in sorted(added) if name not in own}
 
 
 def run(arguments: list[str], context: Context) -> int:
@@ -68,15 +68,14 @@ def run(arguments: list[str], context: Context) -> int:
 
         Page().line(f"trainer-core {version('trainer-core')}")
         return 0
-    command = COMMANDS.get(name) or all_commands().get(name)
-    if command is None:
-        known = all_commands()
+    known = modules() if name not in COMMANDS else {name: COMMANDS[name].module}
+    if name not in known:
         raise UserError(
             f"there is no command {name!r}{did_you_mean(name, known)}; "
             f"there are: {', '.join(known)}; `trainer --help` says what they do"
         )
-    module = importlib.import_module(command.module)
-    parser = Parser(f"trainer {name}", command.summary)
+    module = importlib.import_module(known[name])
+    parser = Parser(f"trainer {name}", _summary(name, known[name]))
     module.configure(parser)
     parsed = parser.parse(rest)
     if parsed is None:
@@ -86,7 +85,9 @@ def run(arguments: list[str], context: Context) -> int:
     return code
 
 
-def _summary(module: str) -> str:
+def _summary(name: str, module: str) -> str:
+    if name in COMMANDS:
+        return COMMANDS[name].summary
     try:
         return str(importlib.import_module(module).SUMMARY)
     except Exception as error:  # one broken package does not take the help away
@@ -98,7 +99,7 @@ def _overview() -> Help:
         usage="trainer COMMAND [ARGUMENTS]",
         about="Trains models in JAX: a small loop that emits hooks, and plugins that do the rest.",
         sections=[
-            ("commands", [(name, command.summary) for name, command in all_commands().items()]),
+            ("commands", [(name, _summary(name, module)) for name, module in modules().items()]),
             (
                 "first steps",
                 [

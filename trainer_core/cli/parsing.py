@@ -61,8 +61,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         _, _, unknown = message.partition("unrecognized arguments: --")
         key = unknown.partition(" ")[0].partition("=")[0]
-        if "." in key or in_tables(key):
-            message += f" (settings take no dashes: {key}=VALUE){in_tables(key)}"
+        where = in_tables(key) if key else ""
+        if "." in key or where:
+            message += f" (settings take no dashes: {key}=VALUE){where}"
         raise UserError(f"{message}; `{self.prog} --help` shows what it takes")
 
     def _page(self) -> Help:
