@@ -6,7 +6,6 @@ rematerialise are here, so that they cannot differ.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -20,7 +19,7 @@ from trainer_core.decoder_parameters import decoder_parameters, initialize
 from trainer_core.layers import Constrain, unconstrained
 from trainer_core.losses import token_cross_entropy
 from trainer_core.randomness import fold
-from trainer_core.types import Batch, Buffers, Model, ParamInfo, Params, Term
+from trainer_core.types import Batch, Buffers, Model, Params, Term
 
 RESIDUAL = ("batch", "length", "embed")
 LOGITS = ("batch", "length", "vocab")
@@ -123,17 +122,15 @@ def build_decoder_model(
         logits=lambda params, buffers, batch: logits(params, batch, None),
         vocabulary=config.vocab,
         context=config.context,
-        summary=_summary(config, infos),
+        summary=_summary(config),
     )
 
 
-def _summary(config: DecoderConfig, infos: dict[str, Any]) -> dict[str, str]:
-    leaves: list[ParamInfo] = jax.tree.leaves(infos)
+def _summary(config: DecoderConfig) -> dict[str, str]:
     heads = f"{config.heads} heads of {config.head_dim}"
     shared = f", {config.kv_heads} of keys" if config.kv_heads != config.heads else ""
     return {
         "preset": config.preset,
-        "parameters": f"{sum(math.prod(info.shape) for info in leaves):,}",
         "layers": f"{config.layers} of width {config.width}, {heads}{shared}, MLP {config.mlp}",
         "vocabulary": f"{config.vocab:,}",
     }

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from trainer_core.errors import UserError
 from trainer_core.types import Batch, Buffers, LossFn, Model, Params, Term
 
-_MODEL = ("model.use", "model.module")
+MODEL = ("model.use", "model.module")  # the settings that an error about the model comes from
 
 
 def build_loss(model: Model, train: bool = True) -> LossFn:
@@ -65,19 +65,19 @@ def losses_by_term(terms: Mapping[str, Term]) -> dict[str, jax.Array]:
 def _checked(terms: Any, model: Model) -> dict[str, Term]:
     if not isinstance(terms, Mapping) or not terms:
         raise UserError(
-            f"the model's terms returned {_described(terms)}; expected a dict of "
+            f"the model's terms returned {described(terms)}; expected a dict of "
             f"trainer_core.Term(sum, weight) by name, such as "
             f'{{"cross_entropy": Term(losses.sum(), weights.sum())}}',
-            *_MODEL,
+            *MODEL,
         )
     checked = {}
     for name, term in terms.items():
         if not isinstance(term, Term):
             raise UserError(
-                f"the model's term {name!r} is {_described(term)}, not a sum and a weight; return "
+                f"the model's term {name!r} is {described(term)}, not a sum and a weight; return "
                 f"trainer_core.Term(sum, weight): a bare mean would be wrong as soon as "
                 f"microbatches or devices hold unequal numbers of targets",
-                *_MODEL,
+                *MODEL,
             )
         parts = [jnp.asarray(part, jnp.float32) for part in (term.sum, term.weight)]
         if any(part.shape for part in parts):
@@ -85,7 +85,7 @@ def _checked(terms: Any, model: Model) -> dict[str, Term]:
             raise UserError(
                 f"the model's term {name!r} has a sum and a weight of shapes {shapes}; "
                 f"expected two scalars",
-                *_MODEL,
+                *MODEL,
             )
         checked[name] = Term(parts[0], jax.lax.stop_gradient(parts[1]))
     unknown = set(model.coefficients) - set(checked)
@@ -98,7 +98,8 @@ def _checked(terms: Any, model: Model) -> dict[str, Term]:
     return checked
 
 
-def _described(value: Any) -> str:
+def described(value: Any) -> str:
+    """Return what a model gave instead of a Term, in words."""
     if hasattr(value, "shape"):
         return f"a bare array of shape {tuple(value.shape)}"
     return f"a {type(value).__name__}"

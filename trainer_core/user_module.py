@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -12,13 +11,12 @@ import jax.numpy as jnp
 
 from trainer_core.errors import UserError
 from trainer_core.imports import load_object
+from trainer_core.loss import MODEL, described
 from trainer_core.suggest import did_you_mean
 from trainer_core.types import ParamInfo, Term
 
 POSITIONAL_OR_KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD
 KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
-
-MODULE = ("model.use", "model.module")  # the settings that such an error comes from
 
 Keys = TypeVar("Keys", bound=Hashable)
 
@@ -38,7 +36,7 @@ def load_target(path: str, arguments: Mapping[str, Any], given: Collection[str])
     target = load_object(path, "[model] module")
     if not callable(target):
         raise UserError(
-            f'[model] module = "{path}": {target!r} is not a class or a function', *MODULE
+            f'[model] module = "{path}": {target!r} is not a class or a function', *MODEL
         )
     parameters = signature_of(target)
     if parameters is not None:
@@ -74,18 +72,18 @@ def no_terms(name: str) -> UserError:
     return UserError(
         f"{name} has no method terms(self, batch): write one that returns "
         f'{{"loss": Term(sum, weight)}}, or give as_model(..., terms=...)',
-        *MODULE,
+        *MODEL,
     )
 
 
 def checked_terms(found: Any, name: str) -> dict[str, Term]:
     """Return what `terms` returned as a dict; name the module's class in what the core refuses."""
     if not isinstance(found, Mapping):
-        raise UserError(f"{name}.terms returned {described(found)}; {TERM_REMEDY}", *MODULE)
+        raise UserError(f"{name}.terms returned {described(found)}; {TERM_REMEDY}", *MODEL)
     for term, value in found.items():
         if not isinstance(value, Term):
             raise UserError(
-                f"{name}.terms: the term {term!r} is {described(value)}; {TERM_REMEDY}", *MODULE
+                f"{name}.terms: the term {term!r} is {described(value)}; {TERM_REMEDY}", *MODEL
             )
     return dict(found)
 
@@ -94,12 +92,6 @@ TERM_REMEDY = (
     "return {name: Term(sum, weight)}, with a sum over examples and the weight to divide it "
     "by: the trainer divides once, over all microbatches and devices"
 )
-
-
-def described(value: Any) -> str:
-    if hasattr(value, "shape"):
-        return f"a bare array of shape {tuple(value.shape)}"
-    return f"a {type(value).__name__}"
 
 
 def carried(
@@ -122,26 +114,22 @@ def carried(
     left = dict(arrays)
     for keys, info in known:
         if keys not in left:
-            raise UserError(f"{name}.terms removed {info.path}, which is saved", *MODULE)
+            raise UserError(f"{name}.terms removed {info.path}, which is saved", *MODEL)
         array = jnp.asarray(left.pop(keys))
         if array.shape != info.shape:
             raise UserError(
                 f"{name}.terms changed the shape of {info.path} from {info.shape} to {array.shape}",
-                *MODULE,
+                *MODEL,
             )
         yield keys, array.astype(info.dtype)
     for keys in left:
         path = "/".join(map(str, keys)) if isinstance(keys, tuple) else keys
-        raise UserError(f"{name}.terms created {path}: {creating}", *MODULE)
+        raise UserError(f"{name}.terms created {path}: {creating}", *MODEL)
 
 
 def module_summary(name: str, infos: Iterable[ParamInfo]) -> dict[str, str]:
     """Return what to show of a user's module at the start of a run."""
-    infos = list(infos)
-    summary = {
-        "module": name,
-        "parameters": f"{sum(math.prod(info.shape) for info in infos):,}",
-    }
+    summary = {"module": name}
     unknown = [info.path for info in infos if info.kind == "other"]
     if unknown:
         shown = ", ".join(unknown[:5]) + (", …" if len(unknown) > 5 else "")
@@ -195,6 +183,6 @@ def _check_arguments(
         raise UserError(
             f"[model] arguments: {path} needs {', '.join(missing)}; write "
             f"arguments = {{{missing[0]} = ...}}",
-            *MODULE,
+            *MODEL,
             "model.arguments",
         )

@@ -24,6 +24,7 @@ File: TypeAlias = tuple[str, Path]  # its name below the folder, by which it is 
 
 LIBRARY = f"Python {sys.version_info.major}.{sys.version_info.minor} standard library"
 NOT_OF_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
+VOCABULARY = 256  # bytes are the tokens
 REMEDY = "give a text file, a folder, or a glob (** stands for folders at any depth)"
 SEPARATOR = b"\n"
 SNIFFED = 8192  # bytes; a NUL among the first ones makes a file binary, as git and grep have it

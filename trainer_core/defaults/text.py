@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs.validators import and_, ge, lt
 
-from trainer_core.defaults.corpus import path_problem, wrong
+from trainer_core.defaults.corpus import VOCABULARY, path_problem, wrong
 from trainer_core.defaults.windows import Windows
 from trainer_core.errors import SettingError
 from trainer_core.plugin import hookimpl, plugin, setting
@@ -15,8 +15,6 @@ from trainer_core.plugin import hookimpl, plugin, setting
 if TYPE_CHECKING:
     from trainer_core.run import Run
     from trainer_core.types import Data
-
-VOCABULARY = 256
 
 
 @plugin

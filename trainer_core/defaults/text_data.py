@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer_core.defaults.corpus import VOCABULARY
 from trainer_core.defaults.windows import Windows
 from trainer_core.types import Data
 
@@ -19,7 +20,7 @@ class TextData(Data):
         windows: which windows make which batch.
     """
 
-    vocabulary = 256
+    vocabulary = VOCABULARY
 
     def __init__(self, windows: Windows) -> None:
         self.windows = windows
@@ -44,5 +45,5 @@ class TextData(Data):
 
     def decode(self, tokens: NDArray[Any]) -> str:
         # 0xFF is in no UTF-8 text: a token that is no byte is shown as one that cannot be read.
-        known = np.where((tokens >= 0) & (tokens < 256), tokens, 0xFF)
+        known = np.where((tokens >= 0) & (tokens < VOCABULARY), tokens, 0xFF)
         return known.astype(np.uint8).tobytes().decode("utf-8", errors="replace")

@@ -24,7 +24,6 @@ def summary_rows(run: Run, program: Program, step: int) -> list[tuple[str, str]]
     """
     config = run.config
     said = dict(program.model.summary)
-    said.pop("parameters", None)
     name = f"{config['model']['use']} {said.pop('preset', '')}".strip()
     rows = [
         ("model", f"{name}, {figures.amount(program.param_count)} parameters"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from textwrap import shorten
@@ -153,7 +152,6 @@ def _restored(arrays: Path) -> Any:
 
 
 def _description(arrays: Path) -> Any:
-    logging.getLogger("absl").setLevel(logging.ERROR)
     with _readable(arrays), quiet_reading():
         found: Any = ocp.PyTreeCheckpointHandler().metadata(arrays)
     return getattr(found, "tree", found)

@@ -14,9 +14,10 @@ from flax.core import unfreeze
 from flax.core.partial_eval import lazy_init
 
 from trainer_core.errors import UserError
+from trainer_core.loss import MODEL
 from trainer_core.randomness import fold
 from trainer_core.types import Buffers, ParamInfo, Params
-from trainer_core.user_module import MODULE, building_raised, carried, nested
+from trainer_core.user_module import building_raised, carried, nested
 from trainer_linen.boxes import content, is_box
 from trainer_linen.infos import Origin, array_info
 
@@ -86,9 +87,7 @@ def layout(
         UserError: it is no Linen module, its first call raises, or it cannot be trained.
     """
     if not isinstance(module, nn.Module):
-        raise UserError(
-            f"{module!r} is a {type(module).__name__}, not a flax.linen.Module", *MODULE
-        )
+        raise UserError(f"{module!r} is a {type(module).__name__}, not a flax.linen.Module", *MODEL)
     abstract = jax.eval_shape(lambda: jax.tree.map(_empty, dict(batch)))
 
     def first(rngs: Any, batch: Any) -> Any:
@@ -109,13 +108,13 @@ def layout(
         ]
     except UserError as error:
         # Without JAX's note on its traceback.
-        raise UserError(str(error), *(error.keys or MODULE)) from error.__cause__
+        raise UserError(str(error), *(error.keys or MODEL)) from error.__cause__
     except errors.LazyInitError as error:
         raise UserError(
             f"{type(module).__qualname__}: a first value depends on the values of a batch, and "
             f"must depend on its shapes alone; change variables under "
             f"`if not self.is_initializing():`",
-            *MODULE,
+            *MODEL,
         ) from error
     except Exception as error:
         raise _why(error) from error
@@ -200,7 +199,7 @@ def _path(keys: Keys) -> str:
 def _why(error: Exception) -> UserError:
     if isinstance(error, errors.InvalidRngError):
         return no_stream(error)
-    return UserError(building_raised(error), *MODULE)
+    return UserError(building_raised(error), *MODEL)
 
 
 def no_stream(error: Exception) -> UserError:
@@ -208,6 +207,6 @@ def no_stream(error: Exception) -> UserError:
     return UserError(
         f"{first_line}, and no random stream has this name: give the names of all of them, "
         f'rngs = ["dropout", ...]',
-        *MODULE,
+        *MODEL,
         "model.rngs",
     )

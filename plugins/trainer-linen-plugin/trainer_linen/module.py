@@ -12,15 +12,9 @@ from flax import linen as nn
 
 from trainer_core.errors import UserError
 from trainer_core.layers import Constrain, unconstrained
+from trainer_core.loss import MODEL
 from trainer_core.types import Batch, Buffers, Model, Params, Term
-from trainer_core.user_module import (
-    MODULE,
-    checked_terms,
-    method_of,
-    module_summary,
-    no_terms,
-    takes,
-)
+from trainer_core.user_module import checked_terms, method_of, module_summary, no_terms, takes
 from trainer_linen.layout import Layout, buffers_after, layout, no_stream, seeded, split
 from trainer_linen.sown import sown_terms, together
 
@@ -67,7 +61,7 @@ def as_model(
     placing = constrain or unconstrained
     parts = layout(module, batch, rngs, method, _options(method, placing, train=False))
     if not parts.params:
-        raise UserError(f"{name} has no parameters: there is nothing to train", *MODULE)
+        raise UserError(f"{name} has no parameters: there is nothing to train", *MODEL)
 
     def call_terms(
         params: Params, buffers: Buffers, batch: Batch, key: jax.Array, train: bool
@@ -131,7 +125,7 @@ def _apply(
         raise UserError(
             f"{parts.name}: {str(error).split(' (')[0]} It was not there at first: create "
             f"parameters in terms, whether `train` is true or not",
-            *MODULE,
+            *MODEL,
         ) from error
     except errors.InvalidRngError as error:
         raise no_stream(error) from error

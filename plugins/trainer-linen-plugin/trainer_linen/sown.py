@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from trainer_core.errors import UserError
+from trainer_core.loss import MODEL, described
 from trainer_core.types import Term
-from trainer_core.user_module import MODULE, described
 
 COLLECTION = "losses"
 
@@ -38,7 +38,7 @@ def sown_terms(variables: Mapping[str, Any], name: str) -> dict[str, Term]:
             raise UserError(
                 f"{name} sows {'/'.join(keys)} into {COLLECTION}: {described(leaf)}; sow "
                 f"Term(sum, weight), with a sum over examples and the weight to divide it by",
-                *MODULE,
+                *MODEL,
             )
         before = found.get(keys[-1], Term(0.0, 0.0))
         found[keys[-1]] = Term(
@@ -59,6 +59,6 @@ def together(terms: dict[str, Term], sown: dict[str, Term], name: str) -> dict[s
         raise UserError(
             f"{name}: the term {both[0]!r} is returned by terms and sown into {COLLECTION} too; "
             f"rename one",
-            *MODULE,
+            *MODEL,
         )
     return terms | sown

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from trainer_core.errors import UserError
+from trainer_core.loss import MODEL
 from trainer_core.randomness import fold
 from trainer_core.types import Buffers, ParamInfo, Params
-from trainer_core.user_module import MODULE, building_raised, carried, nested
+from trainer_core.user_module import building_raised, carried, nested
 from trainer_nnx.infos import param_info
 
 _OWN_STATE = (nnx.Module, nnx.Variable, nnx.Rngs, nnx.RngStream)
@@ -98,7 +99,7 @@ def layout(make: Callable[[nnx.Rngs], nnx.Module]) -> Layout:
         jax.eval_shape(survey, jax.random.key(0))
     except UserError as error:
         # Without JAX's note on its traceback.
-        raise UserError(str(error), *(error.keys or MODULE)) from error.__cause__
+        raise UserError(str(error), *(error.keys or MODEL)) from error.__cause__
     return found[0]
 
 
