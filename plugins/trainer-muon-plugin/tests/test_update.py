@@ -1,0 +1,195 @@
+"""Whole updates: against the published algorithms, and against AdamW where it is AdamW's turn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+import shapes
+from trainer_muon import Description, describe, muon
+from trainer_muon.coefficients import coefficients
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+RATE = 0.02
+STEPS = 6
+
+
+def grads_of(params: Any, step: int) -> Any:
+    leaves, structure = jax.tree.flatten(params)
+    return structure.unflatten(
+        [
+            np.random.default_rng([step, index]).standard_normal(leaf.shape).astype(np.float32)
+            for index, leaf in enumerate(leaves)
+        ]
+    )
+
+
+def trained(optimizer: Any, params: Any, steps: int = STEPS, grads: Any = grads_of) -> Any:
+    """Return the parameters after some steps, each a whole jitted step."""
+
+    @jax.jit
+    def step(params: Any, state: Any, grads: Any) -> Any:
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = jax.tree.map(jnp.asarray, params)
+    state = optimizer.init(params)
+    for number in range(steps):
+        params, state = step(params, state, grads(params, number))
+    return jax.device_get(params)
+
+
+def matrices(*sizes: tuple[int, int]) -> tuple[Any, Any]:
+    params = {f"m{at}": shapes.random(size, at) for at, size in enumerate(sizes)}
+    return params, describe(params, {"*": Description("a:in b:out")})
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "Keller Jordan's": {"scale": "keller_jordan", "weight_decay": 0.0},
+    "Moonlight's": {"scale": "moonlight", "weight_decay": 0.1},
+    "spectral": {"scale": "spectral", "weight_decay": 0.1},
+    "no nesterov": {"nesterov": False, "momentum": 0.8},
+    "cautious": {"cautious": True, "weight_decay": 0.5},
+    "NorMuon": {"normuon": True, "normuon_beta": 0.9},
+    "Polar Express": {"coefficients": "polar_express"},
+    "own coefficients": {"coefficients": [1.5, -0.5, 0.0], "steps": 12},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_trajectory_is_that_of_the_published_algorithm(name: str) -> None:
+    settings = SETTINGS[name]
+    params, infos = matrices((16, 40), (40, 16), (24, 24))
+    found = trained(muon(RATE, infos, gram=False, **settings), params)
+
+    by = coefficients(settings.get("coefficients", "standard"), settings.get("steps"))
+    plain = {
+        "momentum": settings.get("momentum", 0.95),
+        "nesterov": settings.get("nesterov", True),
+        "weight_decay": settings.get("weight_decay", 0.1),
+        "cautious": settings.get("cautious", False),
+        "scale": settings.get("scale", "moonlight"),
+        "normuon_beta": settings.get("normuon_beta") if settings.get("normuon") else None,
+    }
+    for at, key in enumerate(params):
+        expected = params[key]
+        optimizer = reference.KellerJordan(RATE, **plain, steps=by.steps, safety=by.safety)
+        for step in range(STEPS):
+            expected = optimizer.step(expected, grads_of(params, step)[f"m{at}"])
+        # Float32 against float64, in units of what one step moves: 6 steps of an iteration whose
+        # own rounding is 1e-5 of its result, times the scale (up to 1.6).
+        np.testing.assert_allclose(found[key], expected, atol=2e-4 * RATE, rtol=1e-6)
+
+
+def test_gram_goes_the_same_way() -> None:
+    params, infos = matrices((16, 40), (40, 16))
+    found = trained(muon(RATE, infos), params)
+    expected = trained(muon(RATE, infos, gram=False), params)
+    for key in params:
+        np.testing.assert_allclose(found[key], expected[key], atol=1e-3 * RATE)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_with_bias_correction_it_is_that_of_optax(nesterov: bool) -> None:
+    params, infos = matrices((16, 40), (24, 24))
+    settings = {"bias_correction": True, "nesterov": nesterov, "weight_decay": 0.0}
+    found = trained(muon(RATE, infos, gram=False, scale="keller_jordan", **settings), params)
+    expected = trained(optax.contrib.muon(RATE, nesterov=nesterov), params)
+    for key in params:
+        # Two orders of the same float32 arithmetic, as above.
+        np.testing.assert_allclose(found[key], expected[key], atol=2e-4 * RATE)
+
+
+def test_without_it_only_the_first_step_is_that_of_optax() -> None:
+    """Keller Jordan's momentum has no bias correction: only directions are equal at first."""
+    params, infos = matrices((16, 40))
+    own = muon(RATE, infos, gram=False, scale="keller_jordan", weight_decay=0.0)
+    oracle = optax.contrib.muon(RATE)
+    first = [trained(each, params, 1)["m0"] for each in (own, oracle)]
+    np.testing.assert_allclose(first[0] - params["m0"], first[1] - params["m0"], atol=2e-4 * RATE)
+    later = [trained(each, params, 3)["m0"] for each in (own, oracle)]
+    assert np.abs(later[0] - later[1]).max() > 0.02 * RATE
+
+
+def test_all_else_is_bitwise_adamw() -> None:
+    """Not NAdam, as in optax.contrib.muon; and norms and biases do not decay."""
+    params, infos = shapes.stacked()
+    found = trained(muon(RATE, infos, adamw_beta2=0.9, adamw_weight_decay=0.3), params)
+    adamw = optax.adamw(
+        RATE,
+        b1=0.9,
+        b2=0.9,
+        weight_decay=0.3,
+        mask=jax.tree.map(lambda info: info.kind == "embedding", infos),
+    )
+    expected = trained(adamw, params)
+    for name in ("embedding", "bias"):
+        np.testing.assert_array_equal(found[name], expected[name])
+    np.testing.assert_array_equal(found["layers"]["norm"], expected["layers"]["norm"])
+
+
+def test_adamw_has_a_learning_rate_and_a_mask_of_its_own() -> None:
+    params, infos = shapes.stacked()
+    found = trained(muon(RATE, infos, adamw_rate=0.5, adamw_decayed=["bias"]), params)
+    mask = jax.tree.map(lambda info: info.kind == "bias", infos)
+    expected = trained(optax.adamw(RATE / 2, b2=0.95, weight_decay=0.1, mask=mask), params)
+    for name in ("embedding", "bias"):
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
+@pytest.mark.parametrize("cautious", [False, True])
+def test_without_a_gradient_weights_decay_exactly(cautious: bool) -> None:
+    """Decoupled: p (1 - lr wd); an update of zero agrees with any sign."""
+    params, infos = matrices((4, 6))
+    zero = muon(RATE, infos, weight_decay=0.5, cautious=cautious)
+    found = trained(zero, params, 1, lambda tree, step: jax.tree.map(np.zeros_like, tree))
+    decay = np.float32(0.5) * params["m0"]
+    np.testing.assert_array_equal(found["m0"], params["m0"] + np.float32(-RATE) * decay)
+
+
+def test_a_learning_rate_of_zero_changes_nothing() -> None:
+    params, infos = shapes.stacked()
+    found = trained(muon(lambda count: 0.0 * count, infos), params)
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("extra", [{}, {"normuon": True}, {"iteration_dtype": "bfloat16"}])
+def test_dtypes_stay_and_a_step_compiles_once(dtype: str, extra: Any) -> None:
+    params, infos = shapes.stacked()
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
+    optimizer = muon(RATE, infos, **extra)
+    compiled = []
+
+    @jax.jit
+    def step(params: Any, state: Any, grads: Any) -> Any:
+        compiled.append(True)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    assert all(leaf.dtype in (jnp.float32, jnp.int32) for leaf in jax.tree.leaves(state))
+    before = jax.tree.map(lambda leaf: leaf.dtype, (params, state))
+    for number in range(3):
+        grads = jax.tree.map(lambda leaf: leaf.astype(dtype), grads_of(params, number))
+        params, state = step(params, state, grads)
+    assert jax.tree.map(lambda leaf: leaf.dtype, (params, state)) == before
+    assert len(compiled) == 1
+
+
+def test_the_state_holds_no_hyperparameters() -> None:
+    """What a config says at a resumed start holds: optax keeps the old coefficients instead."""
+    params, infos = shapes.stacked()
+    one, other = (
+        muon(RATE, infos, **each).init(params)
+        for each in ({}, {"coefficients": "polar_express", "momentum": 0.5, "weight_decay": 0.3})
+    )
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    scalars = [leaf for leaf in jax.tree.leaves(one) if leaf.ndim == 0]
+    assert all(leaf.dtype == jnp.int32 for leaf in scalars)  # counts of updates alone

@@ -1,0 +1,115 @@
+"""For JAX code without the trainer: what each array of a plain tree is, by explicit rules."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from typing import Any, cast, get_args
+
+import attrs
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from trainer_core.types import Axis, Kind, ParamInfo, Role
+from trainer_muon.plan import Placement
+
+
+@attrs.frozen
+class Description:
+    """What some arrays are.
+
+    Attributes:
+        axes: a name and a role for each axis: `"layers:stack embed:in heads:out head_dim:out"`;
+            the roles are in, out, stack and other.
+        kind: as in `trainer_core.ParamInfo`: matrix, embedding, norm, bias, ...
+        blocks: the parts of a fused projection, name to size, along the `out` axes.
+    """
+
+    axes: str
+    kind: Kind = "matrix"
+    blocks: Mapping[str, int] = attrs.field(factory=dict)
+
+
+def describe(params: Any, rules: Mapping[str, Description]) -> Any:
+    """Return a ParamInfo for each array, in the same tree.
+
+    Args:
+        params: any pytree of arrays, or of their shapes and dtypes.
+        rules: path to description, `*` standing for anything: `"layers/*/query/kernel"`. A path
+            is the keys, indices and attributes that lead to an array, joined by `/`.
+
+    Raises:
+        ValueError: a path that no rule fits, or two; a rule that fits no path; a description that
+            does not fit the array. It names all of them.
+    """
+    problems: list[str] = []
+    used: set[str] = set()
+
+    def info(where: Any, leaf: Any) -> ParamInfo | None:
+        path = path_of(where)
+        fitting = [pattern for pattern in rules if fnmatch.fnmatchcase(path, pattern)]
+        used.update(fitting)
+        if len(fitting) != 1:
+            which = " and ".join(f'"{pattern}"' for pattern in fitting) or "no rule"
+            problems.append(f"{path} {list(leaf.shape)}: {which} fit it, expected one")
+            return None
+        try:
+            return _info(path, leaf, rules[fitting[0]])
+        except ValueError as error:
+            problems.append(f'{path} {list(leaf.shape)}, by "{fitting[0]}": {error}')
+            return None
+
+    infos = jax.tree_util.tree_map_with_path(info, params)
+    problems += [f'"{pattern}" fits no path' for pattern in rules if pattern not in used]
+    if problems:
+        raise ValueError("the rules do not describe the parameters:\n  " + "\n  ".join(problems))
+    return infos
+
+
+def placement_of(params: Any) -> tuple[Mesh | None, Placement]:
+    """Return the mesh of arrays that lie on one, and their mesh axes, by path."""
+    mesh: Mesh | None = None
+    placement = {}
+    for where, leaf in jax.tree_util.tree_leaves_with_path(params):
+        sharding = getattr(leaf, "sharding", None)
+        if not isinstance(sharding, NamedSharding):
+            continue
+        mesh = sharding.mesh if isinstance(sharding.mesh, Mesh) else mesh
+        placement[path_of(where)] = mesh_axes_of(sharding.spec, len(leaf.shape))
+    return mesh, placement
+
+
+def mesh_axes_of(spec: PartitionSpec, dimensions: int) -> tuple[tuple[str, ...], ...]:
+    """Return the mesh axes of each dimension of a partition spec."""
+    entries = [*spec, *[None] * (dimensions - len(spec))]
+    return tuple((each,) if isinstance(each, str) else tuple(each or ()) for each in entries)
+
+
+def path_of(where: Any) -> str:
+    """Return the path of a leaf as a rule names it."""
+    return "/".join(
+        str(getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry))))
+        for entry in where
+    )
+
+
+def _info(path: str, leaf: Any, description: Description) -> ParamInfo:
+    axes = []
+    for text in description.axes.split():
+        name, separator, role = text.rpartition(":")
+        if not separator or role not in get_args(Role):
+            raise ValueError(f"{text!r}: expected NAME:ROLE, such as embed:in")
+        axes.append(Axis(name or None, cast(Role, role)))
+    if len(axes) != len(leaf.shape):
+        raise ValueError(f"{description.axes!r} has {len(axes)} axes")
+    if description.kind not in get_args(Kind):
+        raise ValueError(f"kind {description.kind!r} is none of {', '.join(get_args(Kind))}")
+    return ParamInfo(
+        path=path,
+        shape=tuple(leaf.shape),
+        dtype=np.dtype(leaf.dtype),
+        axes=tuple(axes),
+        kind=description.kind,
+        blocks=tuple(description.blocks.items()),
+    )

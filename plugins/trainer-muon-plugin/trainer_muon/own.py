@@ -1,0 +1,41 @@
+"""Muon for JAX code of one's own, without the trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optax
+from jax.sharding import Mesh
+
+from trainer_core.errors import SettingError
+from trainer_muon.plan import Placement
+from trainer_muon.plugin import Muon
+from trainer_muon.transform import Rate, build_muon
+
+
+def muon(
+    learning_rate: Rate,
+    params_info: Any,
+    *,
+    placement: tuple[Mesh | None, Placement] = (None, {}),
+    **settings: Any,
+) -> optax.GradientTransformation:
+    """Return Muon for matrices, and AdamW for all else, as one optax transformation.
+
+    Args:
+        learning_rate: a number, or a schedule of updates made.
+        params_info: a `ParamInfo` for each parameter, in their tree; `describe` makes it.
+        placement: of the parameters on a mesh, from `placement_of`; by default each array is
+            whole, or XLA decides how the work is spread.
+        **settings: as in `[optimizer]`, see `trainer_muon.plugin.Muon`.
+
+    Raises:
+        ValueError: settings, or a parameter, that do not fit; see `trainer_muon.plan.make_plan`.
+    """
+    chosen = Muon(**settings)
+    try:
+        chosen.check({})
+    except SettingError as error:
+        raise ValueError(f"{error.key}: {error}") from None
+    mesh, lies = placement
+    return build_muon(learning_rate, params_info, chosen, lies, mesh)

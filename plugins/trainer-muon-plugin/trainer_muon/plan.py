@@ -1,0 +1,232 @@
+"""Which parameter is whose, as which matrices, in which group: decided once, from the infos."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import attrs
+import jax
+
+from trainer_core.errors import UserError
+from trainer_core.types import Axis, ParamInfo
+from trainer_muon.scale import scale_of
+from trainer_muon.view import MeshAxes, View, view_of
+
+if TYPE_CHECKING:
+    from trainer_muon.plugin import Muon
+
+Rule = Literal["muon", "adamw"]
+Placement = Mapping[str, Sequence[MeshAxes]]  # path to the mesh axes of each array axis
+Cut = tuple[int, int, int]  # array axis, start, stop
+_SHOWN = 20
+
+
+@attrs.frozen
+class Part:
+    """Equal matrices of one parameter: all of it, or one block of a fused projection.
+
+    Attributes:
+        block: its name; empty where the parameter has none.
+        cut: where the block lies; None for the whole array.
+        view: how the array, or the block, is a stack of matrices.
+        scale: by which an orthogonal update is multiplied.
+        group: what it must have in common with others to be orthogonalised with them: shape,
+            and the mesh axes of stack, rows and columns.
+    """
+
+    block: str
+    cut: Cut | None
+    view: View
+    scale: float
+    group: Group
+
+
+@attrs.frozen(order=True)
+class Group:
+    """What matrices that are orthogonalised together have in common.
+
+    Attributes:
+        matrix: (rows, columns).
+        over: the mesh axes of the stack's parts, of the rows and of the columns.
+        outs_are_rows: of the views; None where it makes no difference.
+        parts: of the stack.
+    """
+
+    matrix: tuple[int, int]
+    over: tuple[MeshAxes, MeshAxes, MeshAxes]
+    outs_are_rows: bool | None
+    parts: int
+
+
+@attrs.frozen
+class Planned:
+    """What becomes of one parameter.
+
+    Attributes:
+        info: of the parameter.
+        rule: whose it is.
+        why: the reason, in a few words.
+        parts: its matrices; empty for AdamW.
+        spread: the mesh axes of each array axis.
+    """
+
+    info: ParamInfo
+    rule: Rule
+    why: str
+    parts: tuple[Part, ...] = ()
+    spread: tuple[MeshAxes, ...] = ()
+
+
+def make_plan(
+    infos: Any, settings: Muon, placement: Placement | None = None, mesh: Any = None
+) -> Any:
+    """Return a Planned for each ParamInfo, in the same tree.
+
+    Args:
+        infos: a tree of ParamInfo.
+        settings: of the optimizer.
+        placement: where each parameter lies on the mesh; None: whole.
+        mesh: the devices; None where there is no placement.
+
+    Raises:
+        UserError: a parameter of which nobody said what it is, a matrix without roles, an
+            embedding that calls itself a matrix, a rule that fits nothing or a path that two
+            rules fit; with every path.
+    """
+    leaves: list[ParamInfo] = jax.tree.leaves(infos)
+    problems = _unused_rules(settings.rules, leaves)
+    planned: dict[str, Planned] = {}
+    for info in leaves:
+        try:
+            planned[info.path] = _planned(info, settings, placement or {}, mesh)
+        except ValueError as error:
+            problems.append(f"{info.path} {list(info.shape)}: {error}")
+    if problems:
+        more = len(problems) - _SHOWN
+        shown = "".join(f"\n  {line}" for line in problems[:_SHOWN])
+        raise UserError(
+            f"[optimizer] muon does not guess what a parameter is:{shown}"
+            + (f"\n  and {more} more" if more > 0 else ""),
+            "optimizer.rules",
+            "optimizer.use",
+        )
+    return jax.tree.map(lambda info: planned[info.path], infos)
+
+
+def _unused_rules(rules: Mapping[str, str], infos: Sequence[ParamInfo]) -> list[str]:
+    return [
+        f'rules: "{pattern}" fits no parameter'
+        for pattern in rules
+        if not any(fnmatch.fnmatchcase(info.path, pattern) for info in infos)
+    ]
+
+
+def _planned(info: ParamInfo, settings: Muon, placement: Placement, mesh: Any) -> Planned:
+    rule, why = _rule(info, settings)
+    spread = tuple(tuple(axes) for axes in placement.get(info.path, ((),) * len(info.shape)))
+    if rule == "adamw":
+        return Planned(info, rule, why, spread=spread)
+    if any(axis.name == "vocab" for axis in info.axes):
+        raise ValueError(
+            "its axis 'vocab' says that it embeds or predicts tokens; make it kind 'embedding' "
+            f'or \'unembedding\', or set [optimizer] rules = {{"{info.path}" = "adamw"}}'
+        )
+    try:
+        parts = tuple(_part(info, block, settings, spread, mesh) for block in _blocks(info))
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; give each axis its role, or set [optimizer] rules = "
+            f'{{"{info.path}" = "adamw"}}'
+        ) from None
+    return Planned(info, rule, why, parts, spread)
+
+
+def _rule(info: ParamInfo, settings: Muon) -> tuple[Rule, str]:
+    fitting = {
+        pattern: rule
+        for pattern, rule in settings.rules.items()
+        if fnmatch.fnmatchcase(info.path, pattern)
+    }
+    if len(fitting) > 1:
+        quoted = " and ".join(f'"{pattern}"' for pattern in fitting)
+        raise ValueError(f"both rules {quoted} fit it; keep one of them")
+    for pattern, rule in fitting.items():
+        return ("muon" if rule == "muon" else "adamw"), f'rule "{pattern}"'
+    if info.tied_to is not None:
+        return "adamw", f"tied to {info.tied_to}"
+    if info.kind in settings.kinds:
+        return "muon", info.kind
+    if info.kind != "other":
+        return "adamw", info.kind
+    if sum(axis.role != "stack" for axis in info.axes) < 2:
+        return "adamw", "a vector"
+    raise ValueError(
+        f"its kind is 'other'; say in the model what it is, or set [optimizer] rules = "
+        f'{{"{info.path}" = "adamw"}}'
+    )
+
+
+def _blocks(info: ParamInfo) -> Sequence[tuple[str, Cut | None]]:
+    """Each block's name, and where it lies along the first `out` axis."""
+    if not info.blocks:
+        return [("", None)]
+    outs = [index for index, axis in enumerate(info.axes) if axis.role == "out"]
+    if not outs:
+        raise ValueError("it has blocks, and none of its axes is an 'out' axis")
+    within = math.prod(info.shape[axis] for axis in outs[1:])
+    blocks, start = [], 0
+    for name, size in info.blocks:
+        if size % within:
+            raise ValueError(f"its block {name} of {size} is no multiple of {within}")
+        blocks.append((name, (outs[0], start, start + size // within)))
+        start += size // within
+    if start != info.shape[outs[0]]:
+        raise ValueError(
+            f"its blocks add up to {start * within}, its outputs are {info.shape[outs[0]] * within}"
+        )
+    return blocks
+
+
+def _part(
+    info: ParamInfo,
+    block: tuple[str, Cut | None],
+    settings: Muon,
+    spread: tuple[MeshAxes, ...],
+    mesh: Any,
+) -> Part:
+    name, cut = block
+    shape = list(info.shape)
+    if cut is not None:
+        axis, start, stop = cut
+        shape[axis] = stop - start
+        # A block ends where it ends, not where a device does.
+        spread = (*spread[:axis], (), *spread[axis + 1 :])
+    pieces = [math.prod(mesh.shape[each] for each in axes) if axes else 1 for axes in spread]
+    view = view_of(info, tuple(shape), settings.per_head, pieces)
+    return Part(name, cut, view, scale_of(view, settings), _group(view, spread, settings))
+
+
+def _group(view: View, spread: tuple[MeshAxes, ...], settings: Muon) -> Group:
+    def mesh_axes(axes: Sequence[int]) -> MeshAxes:
+        # Only the first axis of a side can stay spread when the side becomes one axis; the parts
+        # of a stack are all in front.
+        return tuple(each for axis in axes for each in spread[axis])
+
+    def of_side(axes: Sequence[int]) -> MeshAxes:
+        return mesh_axes(axes[:1])
+
+    rows, columns = (view.outs, view.ins) if view.outs_are_rows else (view.ins, view.outs)
+    return Group(
+        matrix=view.matrix,
+        over=(mesh_axes(view.stack), of_side(rows), of_side(columns)),
+        outs_are_rows=view.outs_are_rows if settings.normuon else None,
+        parts=math.prod(view.parts),
+    )
+
+
+def described_axes(axes: Sequence[Axis]) -> str:
+    """Return the roles of a parameter's axes, for a table: `embed:in heads:out`."""
+    return " ".join(f"{axis.name or '-'}:{axis.role}" for axis in axes)

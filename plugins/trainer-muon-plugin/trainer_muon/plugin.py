@@ -1,0 +1,121 @@
+"""`[optimizer] use = "muon"`: its settings; jax and optax are imported only inside hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from attrs.validators import and_, ge, gt, lt
+
+from trainer_core.errors import SettingError
+from trainer_core.plugin import hookimpl, plugin, setting
+from trainer_muon.coefficients import coefficients
+
+if TYPE_CHECKING:
+    import optax
+
+    from trainer_core.run import Run
+    from trainer_core.types import Model
+
+_FRACTION = and_(ge(0), lt(1))
+
+
+@plugin
+class Muon:
+    """Momentum, orthogonalised by Newton-Schulz (Jordan et al., 2024); AdamW for what is no
+    matrix."""
+
+    momentum: float = setting(0.95, "decay of the mean of the gradient", check=_FRACTION)
+    nesterov: bool = setting(True, "look one step ahead")
+    bias_correction: bool = setting(False, "of the momentum, as Adam's; Keller Jordan has none")
+    weight_decay: float = setting(0.1, "of the matrices, times the learning rate", check=ge(0))
+    cautious: bool = setting(False, "decay only where that and the update agree in sign")
+    scale: str = setting(
+        "moonlight",
+        "by which one learning rate suits every shape; moonlight: AdamW's own",
+        choices=("moonlight", "keller_jordan", "spectral"),
+    )
+    rms: float = setting(0.2, "of the updates, under the scale moonlight", check=gt(0))
+    coefficients: str | list[float] | list[list[float]] = setting(
+        "standard",
+        "of Newton-Schulz: standard, quintic, polar_express, deepseek_v4; or (a, b, c), or a list "
+        "of these, one for each step",
+    )
+    steps: int | None = setting(
+        None, "of Newton-Schulz, where the coefficients leave it free: 5", unit="steps", check=ge(1)
+    )
+    iteration_dtype: str = setting(
+        "float32",
+        "of Newton-Schulz, and of what devices exchange for it",
+        choices=("float32", "bfloat16"),
+    )
+    gram: bool | None = setting(
+        None, "iterate on X Xᵀ, a third cheaper for long matrices; needs float32, its default there"
+    )
+    chunk: int | None = setting(
+        None,
+        "at once on a device; by default one on a CPU, elsewhere as many as 256 MiB hold",
+        unit="matrices",
+        check=ge(1),
+        may_change=True,
+    )
+    kinds: list[str] = setting(
+        attrs.Factory(lambda: ["matrix"]), "of parameters that are orthogonalised"
+    )
+    rules: dict[str, str] = setting(
+        attrs.Factory(dict), 'exceptions by path: {"layers/*/gate/kernel" = "adamw"}, or "muon"'
+    )
+    per_head: list[str] = setting(
+        attrs.Factory(list),
+        "axes along which each index is a matrix of its own, such as heads and kv_heads",
+    )
+    normuon: bool = setting(False, "scale each output by its own mean square (NorMuon)")
+    normuon_beta: float = setting(0.95, "decay of that mean square", check=_FRACTION)
+    adamw_rate: float = setting(
+        1.0, "AdamW's learning rate, in multiples of the schedule's", check=ge(0)
+    )
+    adamw_beta1: float = setting(0.9, "AdamW's decay of the mean", check=_FRACTION)
+    adamw_beta2: float = setting(0.95, "AdamW's decay of the mean square", check=_FRACTION)
+    adamw_epsilon: float = setting(1e-8, "added to the root of AdamW's mean square", check=ge(0))
+    adamw_weight_decay: float = setting(0.1, "AdamW's, times its learning rate", check=ge(0))
+    adamw_decayed: list[str] = setting(
+        attrs.Factory(lambda: ["matrix", "embedding", "unembedding", "router", "conv"]),
+        "kinds of parameters that AdamW decays",
+    )
+
+    @property
+    def uses_gram(self) -> bool:
+        return self.iteration_dtype == "float32" if self.gram is None else self.gram
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        """What can be seen of the settings alone."""
+        del config
+        if self.gram and self.iteration_dtype == "bfloat16":
+            raise SettingError(
+                "gram",
+                'needs iteration_dtype = "float32": in bfloat16 singular values of 1000 and more '
+                "come out of it",
+            )
+        try:
+            coefficients(self.coefficients, self.steps)
+        except ValueError as error:
+            raise SettingError("coefficients", str(error)) from None
+        for pattern, rule in self.rules.items():
+            if rule not in ("muon", "adamw"):
+                raise SettingError("rules", f'"{pattern}" = "{rule}": expected "muon" or "adamw"')
+
+    @hookimpl
+    def build_optimizer(
+        self, run: Run, model: Model, learning_rate: Callable[[Any], Any]
+    ) -> optax.GradientTransformation:
+        import jax
+
+        from trainer_muon.infos import mesh_axes_of
+        from trainer_muon.transform import build_muon
+
+        placement = {
+            info.path: mesh_axes_of(run.axes.param_sharding(info).spec, len(info.shape))
+            for info in jax.tree.leaves(model.params)
+        }
+        return build_muon(learning_rate, model.params, self, placement, run.mesh)

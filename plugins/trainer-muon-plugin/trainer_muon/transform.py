@@ -1,0 +1,307 @@
+"""Muon as optax transformations: matrices by their orthogonalised momentum, the rest by AdamW."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AxisType, Mesh, PartitionSpec
+
+from trainer_muon.coefficients import coefficients
+from trainer_muon.layout import Layout, chunk_of, layout_of, worked_on
+from trainer_muon.newton_schulz import orthogonalize
+from trainer_muon.plan import Group, Part, Placement, Planned, make_plan
+
+if TYPE_CHECKING:
+    from trainer_muon.plugin import Muon
+
+Schedule = Callable[[Any], Any]
+Rate = float | Schedule
+_BYTES_AT_ONCE = 256 * 2**20
+_EPSILON = 1e-8  # of NorMuon's root
+
+
+class MuonState(NamedTuple):
+    """What Muon keeps: no hyperparameter, which all come from the config at every start.
+
+    Attributes:
+        updates: int32, how many were made.
+        momentum: float32, in the shape of the parameters.
+        neurons: float32, NorMuon's mean square of each output, the `in` axes of size 1; else ().
+    """
+
+    updates: jax.Array
+    momentum: Any
+    neurons: Any
+
+
+def build_muon(
+    learning_rate: Rate,
+    infos: Any,
+    settings: Muon,
+    placement: Placement | None = None,
+    mesh: Mesh | None = None,
+) -> optax.GradientTransformation:
+    """Return Muon for the matrices and AdamW for all else.
+
+    Args:
+        learning_rate: a number, or a schedule of updates made.
+        infos: a ParamInfo for each parameter, in the tree of the parameters.
+        settings: all else.
+        placement: path to the mesh axes of each array axis; None: whole.
+        mesh: the devices that the placement speaks of.
+
+    Raises:
+        UserError: see `make_plan`.
+    """
+    plan = make_plan(infos, settings, placement, mesh)
+    matrices = [each for each in jax.tree.leaves(plan) if each.rule == "muon"]
+    return optax.partition(
+        {
+            "muon": optax.chain(
+                scale_by_muon(matrices, settings, mesh),
+                add_decayed_weights(settings.weight_decay, settings.cautious),
+                optax.scale_by_learning_rate(learning_rate),
+            ),
+            "adamw": in_float32(
+                optax.adamw(
+                    _times(learning_rate, settings.adamw_rate),
+                    b1=settings.adamw_beta1,
+                    b2=settings.adamw_beta2,
+                    eps=settings.adamw_epsilon,
+                    weight_decay=settings.adamw_weight_decay,
+                    mask=functools.partial(_decayed, plan, settings),
+                )
+            ),
+        },
+        jax.tree.map(lambda each: each.rule, plan),
+    )
+
+
+def scale_by_muon(
+    matrices: list[Planned], settings: Muon, mesh: Mesh | None = None
+) -> optax.GradientTransformation:
+    """Return what makes orthogonal updates of gradients, without learning rate and decay.
+
+    `M <- β M + (1 - β) G`, the update is `scale · NewtonSchulz((1 - β) G + β M)` with Nesterov's
+    momentum, else of M alone (Jordan, github.com/KellerJordan/Muon, 2024). Equal matrices of all
+    parameters are orthogonalised together, see `layout`.
+
+    Args:
+        matrices: one Planned for each leaf of the gradients, in their order.
+        settings: of the momentum and the iteration.
+        mesh: the devices.
+    """
+    by = coefficients(settings.coefficients, settings.steps)
+    work = functools.partial(_orthogonal_update, settings=settings, by=by)
+
+    def init(params: Any) -> MuonState:
+        momentum = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.float32), params)
+        leaves, structure = jax.tree.flatten(momentum)
+        neurons: Any = ()
+        if settings.normuon:
+            neurons = jax.tree.unflatten(
+                structure,
+                [
+                    jnp.max(leaf, axis=each.parts[0].view.ins, keepdims=True)
+                    for leaf, each in zip(leaves, matrices, strict=True)
+                ],
+            )
+        return MuonState(jnp.zeros((), jnp.int32), momentum, neurons)
+
+    def update(grads: Any, state: MuonState, params: Any = None) -> tuple[Any, MuonState]:
+        del params
+        count = state.updates + 1
+        leaves, structure = jax.tree.flatten(grads)
+        assert len(leaves) == len(matrices), "a gradient for each planned matrix"
+        grads = [leaf.astype(jnp.float32) for leaf in leaves]
+        beta = settings.momentum
+        momentum = [
+            beta * old + (1 - beta) * grad
+            for old, grad in zip(jax.tree.leaves(state.momentum), grads, strict=True)
+        ]
+        directions = [
+            _direction(new, grad, count, settings)
+            for new, grad in zip(momentum, grads, strict=True)
+        ]
+        if settings.iteration_dtype == "bfloat16":  # also on the wire between devices
+            directions = [each.astype(jnp.bfloat16) for each in directions]
+        neurons = jax.tree.leaves(state.neurons)
+        made, neurons = _in_auto_axes(
+            functools.partial(_orthogonalized, matrices, settings, mesh, work), matrices, mesh
+        )(directions, neurons)
+        kept = jax.tree.unflatten(structure, neurons) if settings.normuon else ()
+        return jax.tree.unflatten(structure, made), MuonState(
+            count, jax.tree.unflatten(structure, momentum), kept
+        )
+
+    return optax.GradientTransformation(init, update)
+
+
+def add_decayed_weights(weight_decay: float, cautious: bool) -> optax.GradientTransformation:
+    """Return decoupled weight decay; cautious: only where it and the update agree in sign.
+
+    Source of the mask: Chen et al., "Cautious Weight Decay", arXiv:2510.12402, 2025.
+    """
+
+    def decayed(update: jax.Array, param: jax.Array) -> jax.Array:
+        decay = weight_decay * param.astype(jnp.float32)
+        return update + (jnp.where(update * param >= 0, decay, 0.0) if cautious else decay)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        assert params is not None, "weight decay needs the parameters"
+        return jax.tree.map(decayed, updates, params), state
+
+    if not weight_decay:
+        return optax.identity()
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Return a transformation whose state and updates are float32, whatever the parameters are."""
+
+    def cast(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        made: tuple[Any, Any] = inner.update(cast(updates), state, cast(params))
+        return made
+
+    return optax.GradientTransformation(lambda params: inner.init(cast(params)), update)
+
+
+def _direction(momentum: jax.Array, grad: jax.Array, count: jax.Array, settings: Muon) -> jax.Array:
+    beta = settings.momentum
+    if not settings.bias_correction:
+        return beta * momentum + (1 - beta) * grad if settings.nesterov else momentum
+    now, then = 1 - beta**count, 1 - beta ** (count + 1)
+    if not settings.nesterov:
+        return momentum / now
+    return beta * (momentum / then) + (1 - beta) * (grad / now)
+
+
+def _orthogonalized(
+    matrices: list[Planned],
+    settings: Muon,
+    mesh: Mesh | None,
+    work: Any,
+    directions: list[jax.Array],
+    neurons: list[jax.Array],
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """Each update in its parameter's shape, and NorMuon's state."""
+    groups: dict[Group, list[tuple[int, int]]] = {}
+    for leaf, planned in enumerate(matrices):
+        for index, part in enumerate(planned.parts):
+            groups.setdefault(part.group, []).append((leaf, index))
+    made: dict[tuple[int, int], list[jax.Array]] = {}
+    for group, members in sorted(groups.items()):
+        parts = [matrices[leaf].parts[index] for leaf, index in members]
+        sources = [directions, neurons] if settings.normuon else [directions]
+        folded = tuple(
+            jnp.concatenate(
+                [
+                    part.view.fold(_cut(part, source[leaf]))
+                    for part, (leaf, _) in zip(parts, members, strict=True)
+                ],
+                axis=1,
+            )
+            for source in sources
+        )
+        done = worked_on(_layout(group, parts, settings, mesh), folded, work)
+        for part, member, pieces in zip(parts, members, _split(parts, done), strict=True):
+            update = pieces[0].astype(jnp.float32) * part.scale
+            made[member] = [part.view.unfold(update)]
+            if settings.normuon:
+                kept = [1 if axis in part.view.ins else n for axis, n in enumerate(part.view.shape)]
+                made[member].append(part.view.unfold(pieces[1], kept))
+    joined = [_joined(planned, leaf, made) for leaf, planned in enumerate(matrices)]
+    return [each[0] for each in joined], [each[1] for each in joined if settings.normuon]
+
+
+def _layout(group: Group, parts: list[Part], settings: Muon, mesh: Mesh | None) -> Layout:
+    chunk = chunk_of(group.matrix, settings.chunk, _BYTES_AT_ONCE)
+    return layout_of(group, sum(part.view.count for part in parts), mesh, chunk)
+
+
+def _split(parts: list[Part], arrays: tuple[jax.Array, ...]) -> list[list[jax.Array]]:
+    ends = [0]
+    for part in parts:
+        ends.append(ends[-1] + part.view.count)
+    return [[x[:, start:stop] for x in arrays] for start, stop in itertools.pairwise(ends)]
+
+
+def _cut(part: Part, x: jax.Array) -> jax.Array:
+    if part.cut is None:
+        return x
+    axis, start, stop = part.cut
+    return jax.lax.slice_in_dim(x, start, stop, axis=axis)
+
+
+def _joined(
+    planned: Planned, leaf: int, made: dict[tuple[int, int], list[jax.Array]]
+) -> list[jax.Array]:
+    blocks = [made[leaf, index] for index in range(len(planned.parts))]
+    first = planned.parts[0]
+    if first.cut is None:
+        return blocks[0]
+    axis = first.cut[0]
+    return [jnp.concatenate(each, axis) for each in zip(*blocks, strict=True)]
+
+
+def _orthogonal_update(
+    arrays: tuple[jax.Array, ...], settings: Muon, by: Any
+) -> tuple[jax.Array, ...]:
+    dtype = jnp.dtype(settings.iteration_dtype)
+    update = orthogonalize(arrays[0], by, dtype=dtype, gram=settings.uses_gram)
+    if len(arrays) == 1:
+        return (update,)
+    neurons = arrays[1]
+    # Of shape [..., rows, 1] or [..., 1, columns]: the other side is `in`.
+    axis = -1 if neurons.shape[-1] == 1 else -2
+    return _normed_by_neuron(update, neurons, axis, settings.normuon_beta)
+
+
+def _normed_by_neuron(
+    update: jax.Array, neurons: jax.Array, axis: int, beta: float
+) -> tuple[jax.Array, jax.Array]:
+    """NorMuon: each output by its own root mean square over time, the matrix's norm as before.
+
+    Source: Li et al., arXiv:2510.05491, 2025, algorithm 1.
+    """
+    x = update.astype(jnp.float32)
+    neurons = beta * neurons + (1 - beta) * jnp.mean(jnp.square(x), axis=axis, keepdims=True)
+    normed = x / (jnp.sqrt(neurons) + _EPSILON)
+    before, after = (
+        jnp.sqrt(jnp.sum(jnp.square(each), axis=(-2, -1), keepdims=True)) for each in (x, normed)
+    )
+    return (normed * (before / jnp.where(after == 0, 1.0, after))).astype(update.dtype), neurons
+
+
+def _in_auto_axes(function: Any, matrices: list[Planned], mesh: Mesh | None) -> Any:
+    """On a mesh of Explicit axes, XLA may choose within; the results lie as the parameters do."""
+    if mesh is None or AxisType.Explicit not in mesh.axis_types:
+        return function
+    lies = [PartitionSpec(*(axes or None for axes in each.spread)) for each in matrices]
+    return jax.sharding.auto_axes(function, out_sharding=(lies, []))
+
+
+def _decayed(plan: Any, settings: Muon, params: Any) -> Any:
+    """AdamW's mask, over the parameters that are its own."""
+    del params
+    return jax.tree.map(
+        lambda each: (
+            each.info.kind in settings.adamw_decayed if each.rule == "adamw" else optax.MaskedNode()
+        ),
+        plan,
+    )
+
+
+def _times(rate: Rate, by: float) -> Rate:
+    if by == 1:
+        return rate
+    return (lambda count: rate(count) * by) if callable(rate) else rate * by
