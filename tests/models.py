@@ -196,6 +196,10 @@ class Recorder:
         )
 
     @hookimpl(wrapper=True)
+    def describe_optimizer(self, run: Any, model: Any) -> Any:
+        return (yield from self._around("describe_optimizer", run=run, model=model))
+
+    @hookimpl(wrapper=True)
     def accumulate(self, run: Any, model: Any, loss: Any) -> Any:
         return (yield from self._around("accumulate", run=run, model=model, loss=loss))
 

@@ -60,6 +60,7 @@ def test_the_loop_keeps_its_order(recipe: Any) -> None:
     assert events == [
         # On shapes alone, each once. Data first; a batch is asked for, to know its shapes.
         *("build_data", "batch 0", "build_state", "build_schedule", "build_optimizer"),
+        "describe_optimizer",
         *("accumulate", "step", "shard"),
         *("restore", "start 0"),
         *("batch 0", "batch 1"),

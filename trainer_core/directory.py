@@ -20,7 +20,7 @@ from trainer_core.recipe import flatten
 from trainer_core.settings import setting_fields, shown
 
 if TYPE_CHECKING:
-    from trainer_core.run import Run
+    from trainer_core.program import Program
 
 STACK = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pluggy")
 # Hooks by which a plugin can only watch: adding or removing it changes nothing that is trained.
@@ -47,18 +47,21 @@ def check_directory(config: Config, accept_changes: bool) -> None:
         )
 
 
-def write_directory(config: Config, run: Run) -> None:
-    """Write config.toml and versions.json.
+def write_directory(config: Config, program: Program) -> None:
+    """Write config.toml, versions.json and optimizer.json.
 
     Raises:
         UserError: the file system says no, though permissions said yes.
     """
+    run = program.run
     if not run.is_main:
         return
     try:
         run.directory.mkdir(parents=True, exist_ok=True)
         _replace(run.directory / "config.toml", tomli_w.dumps(dict(config.table)))
         _replace(run.directory / "versions.json", json.dumps(versions(config), indent=2) + "\n")
+        optimizer = json.dumps(program.optimizer_record, indent=2)
+        _replace(run.directory / "optimizer.json", optimizer + "\n")
     except OSError as error:
         raise _unwritable(config, str(error)) from error
 

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     )
 
 
+# Nothing to restore is an answer; no model, and no step, is a forgotten `return`.
+_MAY_BE_SILENT = ("restore", "describe_optimizer")
+
+
 class Hooks(Protocol):
     """The calls of `hookspecs.TrainerSpec` as the core makes them: checked, by keyword."""
 
@@ -41,6 +45,7 @@ class Hooks(Protocol):
     def build_optimizer(
         self, *, run: Run, model: Model, learning_rate: Callable[[Any], Any]
     ) -> optax.GradientTransformation: ...
+    def describe_optimizer(self, *, run: Run, model: Model) -> dict[str, Any] | None: ...
     def build_data(self, *, run: Run) -> Data: ...
     def accumulate(self, *, run: Run, model: Model, loss: LossFn) -> GradFn: ...
     def step(
@@ -112,8 +117,7 @@ class _Calls:
 
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._manager.hook, name)
-        # Nothing to restore is an answer; no model, and no step, is a forgotten `return`.
-        if not call.spec.opts["firstresult"] or name == "restore":
+        if not call.spec.opts["firstresult"] or name in _MAY_BE_SILENT:
             return call
 
         def answered(**arguments: Any) -> Any:

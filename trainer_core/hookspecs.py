@@ -79,6 +79,15 @@ class TrainerSpec:
         """
 
     @hookspec(firstresult=True)
+    def describe_optimizer(self, run: Run, model: Model) -> dict[str, dict[str, Any]] | None:
+        """Return what the optimizer does with each parameter: path to column to value.
+
+        One: the `[optimizer]` slot, which may leave it out. The column `rule` names what updates
+        the parameter; a run does not go on where that has changed. `trainer explain optimizer`
+        shows all columns, `optimizer.json` in the run directory records them.
+        """
+
+    @hookspec(firstresult=True)
     def accumulate(self, run: Run, model: Model, loss: LossFn) -> GradFn | None:
         """Return `grad_fn(params, buffers, batch, key) -> Gradient`. One: `[accumulate]`.
 

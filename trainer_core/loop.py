@@ -106,7 +106,7 @@ def _train(config: Config, run: Run, hooks: Hooks, signals: SignalHandlers) -> R
         hooks.phase(run=run, name="initialising")
         state = interruptible(program.initial_state)
     signals.deferring = True  # what begins to be written has a checkpoint in the end
-    write_directory(config, run)
+    write_directory(config, program)
     hooks.start(run=run, program=program, step=first)
     hooks.phase(run=run, name="training")
     return _steps(run, hooks, program, step_fn, state, first)

@@ -14,6 +14,7 @@ import numpy as np
 from trainer_core.errors import UserError
 from trainer_core.hooks import Hooks
 from trainer_core.loss import build_loss
+from trainer_core.optimizer_table import Row, as_json, check_recorded, optimizer_table
 from trainer_core.randomness import fold
 from trainer_core.run import Run
 from trainer_core.types import (
@@ -41,6 +42,7 @@ class Program:
         step: the pure step function, `compile_step` compiles it.
         abstract_state: a `jax.ShapeDtypeStruct` with its sharding for every leaf.
         abstract_batch: the same for a global batch.
+        optimizer_table: what the optimizer does with each parameter.
     """
 
     run: Run
@@ -52,6 +54,7 @@ class Program:
     shardings: Shardings
     abstract_state: TrainState
     abstract_batch: dict[str, jax.ShapeDtypeStruct]
+    optimizer_table: tuple[Row, ...]
 
     @property
     def param_count(self) -> int:
@@ -60,6 +63,11 @@ class Program:
             for info in jax.tree.leaves(self.model.params)
             if info.tied_to is None
         )
+
+    @property
+    def optimizer_record(self) -> dict[str, Any]:
+        """What the optimizer does with each parameter, as JSON values."""
+        return as_json(self.optimizer_table)
 
     @property
     def tokens_per_step(self) -> int | None:
@@ -127,6 +135,7 @@ def build_program(run: Run, hooks: Hooks) -> Program:
     _check_infos(model.buffers, buffers, "buffer")
     schedule = hooks.build_schedule(run=run)
     optimizer = hooks.build_optimizer(run=run, model=model, learning_rate=schedule)
+    told = hooks.describe_optimizer(run=run, model=model)
     loss = build_loss(model)
     jax.eval_shape(loss, params, buffers, shapes, key, None)
     grad_fn = hooks.accumulate(run=run, model=model, loss=loss)
@@ -134,6 +143,8 @@ def build_program(run: Run, hooks: Hooks) -> Program:
 
     derive = functools.partial(_derived_state, optimizer, step)
     opt_state, extra = jax.eval_shape(derive, params)
+    table = optimizer_table(model.params, told, opt_state, run.config["optimizer"]["use"])
+    check_recorded(table, run.directory)
     number = jax.ShapeDtypeStruct((), jnp.int32)
     state = TrainState(number, params, buffers, opt_state, key, extra)
     shardings = hooks.shard(run=run, model=model, abstract_state=state, derive=derive)
@@ -149,6 +160,7 @@ def build_program(run: Run, hooks: Hooks) -> Program:
         abstract_batch={
             name: _with_sharding(leaf, shardings.batch) for name, leaf in shapes.items()
         },
+        optimizer_table=table,
     )
 
 

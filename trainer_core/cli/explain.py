@@ -32,6 +32,7 @@ class Topic:
 
 TOPICS = {
     "config": Topic("explain_config", "every key: its value, where that came from, what it means"),
+    "optimizer": Topic("explain_optimizer", "each parameter: by which rule it is updated"),
 }
 
 
@@ -48,6 +49,7 @@ def configure(parser: Parser) -> None:
         ("trainer explain config", "every key that can be set, with its default"),
         ("trainer explain config recipe.toml", "what a recipe comes to"),
         ("trainer explain config optimizer.use=sgd", "the keys of another plugin"),
+        ("trainer explain optimizer optimizer.use=muon", "which parameters are orthogonalised"),
     ]
 
 

@@ -49,6 +49,19 @@ class AdamW:
             mask=jax.tree.map(lambda info: info.kind in _DECAYED, model.params),
         )
 
+    @hookimpl
+    def describe_optimizer(self, model: Model) -> dict[str, dict[str, Any]]:
+        import jax
+
+        return {
+            info.path: {
+                "rule": "adamw",
+                "decay": self.weight_decay if info.kind in _DECAYED else 0.0,
+                "kind": info.kind,
+            }
+            for info in jax.tree.leaves(model.params)
+        }
+
 
 @plugin
 class SGD:

@@ -73,7 +73,8 @@ def _by_gram(x: jax.Array, by: Coefficients) -> jax.Array:
 
     def polynomial(gram: jax.Array, triple: Any) -> jax.Array:
         a, b, c = triple
-        return a * identity + b * gram + c * product(gram, gram)
+        made: jax.Array = a * identity + b * gram + c * product(gram, gram)
+        return made
 
     def step(carry: tuple[jax.Array, jax.Array], triple: Any) -> tuple[Any, None]:
         chain, gram = carry

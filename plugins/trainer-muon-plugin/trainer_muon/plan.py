@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 import jax
 
 from trainer_core.errors import UserError
-from trainer_core.types import Axis, ParamInfo
+from trainer_core.types import ParamInfo
 from trainer_muon.scale import scale_of
 from trainer_muon.view import MeshAxes, View, view_of
 
@@ -227,6 +227,33 @@ def _group(view: View, spread: tuple[MeshAxes, ...], settings: Muon) -> Group:
     )
 
 
-def described_axes(axes: Sequence[Axis]) -> str:
-    """Return the roles of a parameter's axes, for a table: `embed:in heads:out`."""
-    return " ".join(f"{axis.name or '-'}:{axis.role}" for axis in axes)
+def described(plan: Sequence[Planned], settings: Muon) -> dict[str, dict[str, Any]]:
+    """Return what becomes of each parameter, as `trainer explain optimizer` shows it."""
+    groups = sorted({part.group for planned in plan for part in planned.parts})
+    rows: dict[str, dict[str, Any]] = {}
+    for planned in plan:
+        row: dict[str, Any] = {"rule": planned.rule, "why": planned.why}
+        if planned.parts:
+            row["matrices"] = _each(
+                planned, lambda part: f"{part.view.count} of {_times(part.view.matrix)}"
+            )
+            row["group"] = _each(planned, lambda part: str(groups.index(part.group) + 1))
+            row["scale"] = _each(planned, lambda part: f"{part.scale:.4g}")
+            row["decay"] = settings.weight_decay
+        else:
+            decays = planned.info.kind in settings.adamw_decayed
+            row["decay"] = settings.adamw_weight_decay if decays else 0.0
+        rows[planned.info.path] = row
+    return rows
+
+
+def _each(planned: Planned, text: Callable[[Part], str]) -> str:
+    """One text where all blocks have the same, else each block's."""
+    texts = {part.block: text(part) for part in planned.parts}
+    if len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    return ", ".join(f"{block} {each}" for block, each in texts.items())
+
+
+def _times(matrix: tuple[int, int]) -> str:
+    return f"{matrix[0]} x {matrix[1]}"

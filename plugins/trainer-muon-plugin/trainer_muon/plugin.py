@@ -119,3 +119,11 @@ class Muon:
             for info in jax.tree.leaves(model.params)
         }
         return build_muon(learning_rate, model.params, self, placement, run.mesh)
+
+    @hookimpl
+    def describe_optimizer(self, model: Model) -> dict[str, dict[str, Any]]:
+        import jax
+
+        from trainer_muon.plan import described, make_plan
+
+        return described(jax.tree.leaves(make_plan(model.params, self)), self)

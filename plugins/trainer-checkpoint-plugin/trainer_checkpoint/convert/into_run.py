@@ -92,7 +92,7 @@ def convert_into_run(
         _check_finite(arrays)
         phase("writing")
         state = _state(program, arrays, given, fresh_optimizer)
-        write_directory(config, program.run)
+        write_directory(config, program)
         made = int(state.step)
         hooks.save(run=program.run, step=made, state=state, data=program.data)
     return Converted(plan=plan, specs=target.specs, directory=config.directory, step=made)

@@ -1,0 +1,84 @@
+"""`trainer explain optimizer`: by which rule each parameter is updated, and what that keeps."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from trainer_core.cli.waiting import waiting
+from trainer_core.terminal.figures import amount
+from trainer_core.terminal.output import say
+from trainer_core.terminal.page import Page
+
+if TYPE_CHECKING:
+    from trainer_core.config import Config
+    from trainer_core.optimizer_table import Row
+
+
+def explain(config: Config, as_json: bool) -> None:
+    """Print the optimizer's table: of shapes alone, no parameter is made.
+
+    Args:
+        config: a resolved one.
+        as_json: print one JSON object, path to what is known of it.
+    """
+    with waiting("building"), config.placing():
+        from trainer_core.opening import built, opened
+
+        run, hooks = opened(config)
+        try:
+            program = built(run, hooks)
+        finally:
+            hooks.close(run=run, error=None)
+    if as_json:
+        say(json.dumps(program.optimizer_record, indent=2))
+        return
+    table = program.optimizer_table
+    page = Page()
+    chosen = config.chosen["optimizer"].candidate
+    page.line()
+    page.line(("[optimizer]", "bold"), f" use = {chosen.name}", (f"  {chosen.origin}", "dim"))
+    page.line()
+    columns = list(dict.fromkeys(name for row in table for name in row.told))
+    page.table(
+        [*columns, "state", "parameter"],
+        [
+            [
+                *(_written(row.told.get(name)) for name in columns),
+                _bytes(row.state_bytes),
+                row.info.path,
+            ]
+            for row in table
+        ],
+    )
+    page.line()
+    page.rows(_totals(table))
+
+
+def _totals(table: Sequence[Row]) -> list[tuple[str, str]]:
+    by_rule: dict[str, list[Row]] = {}
+    for row in table:
+        by_rule.setdefault(str(row.told.get("rule")), []).append(row)
+    return [(rule, _total(rows)) for rule, rows in by_rule.items()]
+
+
+def _total(rows: Sequence[Row]) -> str:
+    elements = sum(math.prod(row.info.shape) for row in rows)
+    state = _bytes(sum(row.state_bytes for row in rows))
+    plural = "s" * (len(rows) != 1)
+    return f"{len(rows)} array{plural} of {amount(elements)} parameters, {state} of state"
+
+
+def _written(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _bytes(number: int) -> str:
+    for scale, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if number >= scale:
+            return f"{number / scale:.1f} {unit}"
+    return f"{number} B"

@@ -1,0 +1,109 @@
+"""What the optimizer does with each parameter: to be explained, recorded, and held to."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import jax
+
+from trainer_core.errors import UserError
+from trainer_core.types import ParamInfo
+
+FILE = "optimizer.json"  # in the run directory
+_SHOWN = 20
+
+
+@attrs.frozen
+class Row:
+    """One parameter.
+
+    Attributes:
+        told: what the optimizer says of it: column to value; `rule` names what updates it.
+        state_bytes: what the optimizer keeps for it, on all devices together.
+    """
+
+    info: ParamInfo
+    told: Mapping[str, str | int | float]
+    state_bytes: int
+
+
+def optimizer_table(
+    infos: Any, told: Mapping[str, Mapping[str, Any]] | None, opt_state: Any, rule: str
+) -> tuple[Row, ...]:
+    """Return a row for each parameter.
+
+    Args:
+        infos: a tree of ParamInfo.
+        told: what the optimizer tells of each path; None where it tells nothing.
+        opt_state: its abstract state.
+        rule: what to call it where it tells nothing.
+    """
+    sizes = _state_bytes(infos, opt_state)
+    return tuple(
+        Row(info, (told or {}).get(info.path, {"rule": rule}), sizes[info.path])
+        for info in jax.tree.leaves(infos)
+    )
+
+
+def as_json(table: Sequence[Row]) -> dict[str, Any]:
+    """Return a table as JSON values, by path."""
+    return {
+        row.info.path: {
+            "shape": list(row.info.shape),
+            "kind": row.info.kind,
+            **row.told,
+            "state_bytes": row.state_bytes,
+        }
+        for row in table
+    }
+
+
+def check_recorded(table: Sequence[Row], directory: Path) -> None:
+    """Refuse to go on with checkpoints in which other rules kept another state.
+
+    Raises:
+        UserError: with the paths whose rule has changed; nothing was restored.
+    """
+    if not any((directory / "checkpoints").glob("[0-9]*")):
+        return
+    try:
+        before = json.loads((directory / FILE).read_text())
+    except (OSError, json.JSONDecodeError):
+        return  # its checkpoints are still compared array by array
+    changes = [
+        f"{row.info.path} was {old}, is {new}"
+        for row in table
+        if (new := row.told.get("rule")) != (old := before.get(row.info.path, {}).get("rule", new))
+    ]
+    if changes:
+        more = len(changes) - _SHOWN
+        listed = "".join(f"\n  {line}" for line in changes[:_SHOWN])
+        raise UserError(
+            f"the checkpoints of {directory} hold the state of an optimizer that updates these "
+            f"parameters by other rules:{listed}"
+            + (f"\n  and {more} more" if more > 0 else "")
+            + "\nset [optimizer] as it was, or start a new run with run.name=NAME",
+            "optimizer.use",
+        )
+
+
+def _state_bytes(infos: Any, opt_state: Any) -> dict[str, int]:
+    """Bytes of the state's leaves whose own path ends with that of a parameter."""
+    by_path = {
+        tuple(map(str, where)): info.path
+        for where, info in jax.tree_util.tree_leaves_with_path(infos)
+    }
+    sizes = dict.fromkeys(by_path.values(), 0)
+    for where, leaf in jax.tree_util.tree_leaves_with_path(opt_state):
+        names = tuple(map(str, where))
+        for start in range(len(names)):
+            path = by_path.get(names[start:])
+            if path is not None:
+                sizes[path] += math.prod(leaf.shape) * leaf.dtype.itemsize
+                break
+    return sizes
