@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import attrs
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout as RowMajor
+from jax.experimental.layout import with_layout_constraint
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from trainer_muon.plan import Group
@@ -83,53 +86,56 @@ def worked_on(layout: Layout, arrays: tuple[jax.Array, ...], work: Work) -> tupl
         work: from arrays [..., rows, columns] to arrays of the same shapes, each matrix alone.
     """
     count = arrays[0].shape[1]
+    locally = functools.partial(_on_one_device, layout, work)
     spread = tuple(_spread(layout, x) for x in arrays)
-
-    def one_round(index: Any, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        # In place, so that no more than a chunk is held twice.
-        chosen = tuple(jax.lax.dynamic_index_in_dim(x, index, 2, False) for x in carry)
-        made = _without_ones(chosen, work)
-        return tuple(
-            jax.lax.dynamic_update_index_in_dim(x, y, index, 2)
-            for x, y in zip(carry, made, strict=True)
-        )
-
-    if layout.rounds == 1:
-        done = one_round(0, spread)
+    if layout.mesh is None:
+        done = locally(*spread)
     else:
-        done = jax.lax.fori_loop(0, layout.rounds, one_round, spread)
+        specs = (PartitionSpec(*layout.specs[-1][:2]),) * len(arrays)
+        # None: inside `auto_axes` the mesh is another than the given one.
+        mesh = None if AxisType.Explicit in layout.mesh.axis_types else layout.mesh
+        done = jax.shard_map(locally, mesh=mesh, in_specs=specs, out_specs=specs)(*spread)
     return tuple(_gathered(layout, x, count) for x in done)
 
 
 def _spread(layout: Layout, x: jax.Array) -> jax.Array:
-    """[parts, count, rows, columns] to [parts, devices, rounds, chunk, rows, columns]."""
-    parts, count, *matrix = x.shape
-    if count < layout.slots:
-        x = jnp.pad(x, ((0, 0), (0, layout.slots - count), (0, 0), (0, 0)))
+    """Filled with zeros, and moved to where each matrix is whole: [parts, slots, ...]."""
+    missing = layout.slots - x.shape[1]
+    if missing:
+        x = jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0)))
     for spec in layout.specs:
         x = _constrained(layout.mesh, x, spec)
-    x = x.reshape(parts, layout.devices, layout.rounds, layout.chunk, *matrix)
-    return _constrained(layout.mesh, x, PartitionSpec(*layout.specs[-1][:2]))
+    return x
 
 
 def _gathered(layout: Layout, x: jax.Array, count: int) -> jax.Array:
-    parts, _, _, _, *matrix = x.shape
-    x = x.reshape(parts, layout.slots, *matrix)
     for spec in reversed(layout.specs):
         x = _constrained(layout.mesh, x, spec)
     return x[:, :count]
 
 
-def _without_ones(arrays: tuple[jax.Array, ...], work: Work) -> tuple[jax.Array, ...]:
-    """A product of one pair of matrices is faster than a batch of one."""
-    # A wall: XLA would draw a transposition into the first product, and the last bits of a matrix
-    # would depend on how many there are beside it.
-    arrays = jax.lax.optimization_barrier(arrays)
-    leading = arrays[0].shape[:-2]
-    if math.prod(leading) > 1:
-        return work(arrays)
-    made = work(tuple(x.reshape(x.shape[-2:]) for x in arrays))
-    return tuple(x.reshape(*leading, *x.shape) for x in made)
+def _on_one_device(layout: Layout, work: Work, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """A device's own matrices, a chunk at a time."""
+    rounds = tuple(
+        x.reshape(layout.rounds, *([layout.chunk] * (layout.chunk > 1)), *x.shape[-2:])
+        for x in arrays
+    )
+
+    def one_round(index: Any, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        # In place, so that no more than a chunk is held twice. Row by row: XLA would keep a
+        # transposed matrix as it lies, add up in another order, and its last bits would depend
+        # on how many matrices there are beside it.
+        chosen = (jax.lax.dynamic_index_in_dim(x, index, 0, False) for x in carry)
+        made = work(
+            tuple(with_layout_constraint(x, RowMajor(tuple(range(x.ndim)))) for x in chosen)
+        )
+        return tuple(
+            jax.lax.dynamic_update_index_in_dim(x, y, index, 0)
+            for x, y in zip(carry, made, strict=True)
+        )
+
+    done = jax.lax.fori_loop(0, layout.rounds, one_round, rounds)
+    return tuple(x.reshape(each.shape) for x, each in zip(done, arrays, strict=True))
 
 
 def _constrained(mesh: Mesh | None, x: jax.Array, spec: PartitionSpec) -> jax.Array:
