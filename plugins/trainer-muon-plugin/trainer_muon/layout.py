@@ -122,13 +122,9 @@ def _on_one_device(layout: Layout, work: Work, *arrays: jax.Array) -> tuple[jax.
     )
 
     def one_round(index: Any, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        # In place, so that no more than a chunk is held twice. Row by row: XLA would keep a
-        # transposed matrix as it lies, add up in another order, and its last bits would depend
-        # on how many matrices there are beside it.
+        # In place, so that no more than a chunk is held twice.
         chosen = (jax.lax.dynamic_index_in_dim(x, index, 0, False) for x in carry)
-        made = work(
-            tuple(with_layout_constraint(x, RowMajor(tuple(range(x.ndim)))) for x in chosen)
-        )
+        made = work(tuple(map(_row_by_row, chosen)))
         return tuple(
             jax.lax.dynamic_update_index_in_dim(x, y, index, 0)
             for x, y in zip(carry, made, strict=True)
@@ -136,6 +132,13 @@ def _on_one_device(layout: Layout, work: Work, *arrays: jax.Array) -> tuple[jax.
 
     done = jax.lax.fori_loop(0, layout.rounds, one_round, rounds)
     return tuple(x.reshape(each.shape) for x, each in zip(done, arrays, strict=True))
+
+
+def _row_by_row(x: jax.Array) -> jax.Array:
+    """XLA would keep a transposed matrix as it lies and add up in another order: the last bits of
+    a matrix would depend on how many there are beside it."""
+    pinned: jax.Array = with_layout_constraint(x, RowMajor(tuple(range(x.ndim))))
+    return pinned
 
 
 def _constrained(mesh: Mesh | None, x: jax.Array, spec: PartitionSpec) -> jax.Array:

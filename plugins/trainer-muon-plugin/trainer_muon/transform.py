@@ -220,9 +220,7 @@ def _orthogonalized(
                 kept = [1 if axis in part.view.ins else n for axis, n in enumerate(part.view.shape)]
                 made[member].append(part.view.unfold(pieces[1], kept))
     joined = [_joined(planned, leaf, made) for leaf, planned in enumerate(matrices)]
-    # A wall: XLA would fuse scale and weight decay to one rounding in one layout and not in another.
-    updates = jax.lax.optimization_barrier([each[0] for each in joined])
-    return updates, [each[1] for each in joined if settings.normuon]
+    return [each[0] for each in joined], [each[1] for each in joined if settings.normuon]
 
 
 def _layout(group: Group, parts: list[Part], settings: Muon, mesh: Mesh | None) -> Layout:
