@@ -47,6 +47,7 @@ OURS = (
     "trainer-core",
     "trainer-nnx-plugin",
     "trainer-linen-plugin",
+    "trainer-muon-plugin",
     "trainer-checkpoint-plugin",
 )
 

@@ -1,0 +1,137 @@
+"""Whether Muon helps: against AdamW on the default corpus, the learning rate swept for both.
+
+Each run is `trainer train` of the tiny preset, 300 steps, evaluated at the end. Three seeds; the
+sweep is of the first, the others have the best rate of each and its neighbours. What was run is
+kept in the folder, so that a sweep that was stopped goes on. The time of a step is measured apart,
+both optimizers in turns, as each run's own would be that of a busy machine.
+
+    uv run python benchmarks/muon_training.py FOLDER [--plot FILE.svg]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+RATES = (1e-3, 2e-3, 4e-3, 8e-3, 16e-3, 32e-3)
+SEEDS = (0, 1, 2)
+OPTIMIZERS = ("adamw", "muon")
+STEPS = 300
+
+
+def loss_of(folder: Path, optimizer: str, rate: float, seed: int) -> float:
+    """Return the held-out loss at the end of a run, which is made if it is not there."""
+    name = f"{optimizer}-{rate:g}-{seed}"
+    lines = folder / name / "metrics.jsonl"
+    if not lines.exists() or "eval_loss" not in lines.read_text():
+        settings = {
+            "optimizer.use": optimizer,
+            "schedule.learning_rate": rate,
+            "run.seed": seed,
+            "run.steps": STEPS,
+            "run.eval_every": 50,
+            "run.directory": folder / name,
+            "checkpoint.use": "none",
+        }
+        pairs = [f"{key}={value}" for key, value in settings.items()]
+        trainer = [sys.executable, "-m", "trainer_core", "train", "--quiet"]
+        subprocess.run([*trainer, *pairs], check=True, stdout=subprocess.DEVNULL)
+    return evaluations(folder / name)[STEPS]
+
+
+def evaluations(run: Path) -> dict[int, float]:
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["eval_loss"] for line in found if "eval_loss" in line}
+
+
+def best_rate(losses: dict[float, float]) -> float:
+    return min(losses, key=lambda rate: losses[rate])
+
+
+def swept(folder: Path) -> dict[str, dict[float, list[float]]]:
+    """Return the losses by optimizer and rate, one for each seed."""
+    found: dict[str, dict[float, list[float]]] = {}
+    for optimizer in OPTIMIZERS:
+        first = {rate: loss_of(folder, optimizer, rate, SEEDS[0]) for rate in RATES}
+        at = RATES.index(best_rate(first))
+        found[optimizer] = {rate: [loss] for rate, loss in first.items()}
+        for rate in RATES[max(0, at - 1) : at + 2]:
+            found[optimizer][rate] += [loss_of(folder, optimizer, rate, s) for s in SEEDS[1:]]
+    return found
+
+
+def show(losses: dict[str, dict[float, list[float]]]) -> None:
+    table = Table("optimizer", "learning rate", "held-out loss", "mean", "seeds")
+    for optimizer, by_rate in losses.items():
+        for rate, each in by_rate.items():
+            texts = ", ".join(f"{loss:.4f}" for loss in each)
+            table.add_row(
+                optimizer, f"{rate:g}", texts, f"{statistics.mean(each):.4f}", str(len(each))
+            )
+    Console(width=100).print(table)
+
+
+def plot(folder: Path, losses: dict[str, dict[float, list[float]]], file: Path) -> None:
+    """Draw the held-out loss by step, of the best rate of each optimizer, every seed a line."""
+    width, height, left, bottom = 640, 360, 56, 40
+    curves = {}
+    for optimizer, by_rate in losses.items():
+        full = {rate: statistics.mean(each) for rate, each in by_rate.items() if len(each) > 1}
+        rate = best_rate(full)
+        for seed in SEEDS:
+            curves[optimizer, rate, seed] = evaluations(folder / f"{optimizer}-{rate:g}-{seed}")
+    values = [loss for curve in curves.values() for loss in curve.values()]
+    low, high = min(values) - 0.05, max(values) + 0.05
+
+    def place(step: float, loss: float) -> str:
+        x = left + (width - left - 12) * step / STEPS
+        y = 12 + (height - bottom - 12) * (high - loss) / (high - low)
+        return f"{x:.1f},{y:.1f}"
+
+    colours = {"adamw": "#888888", "muon": "#c0392b"}
+    parts = [
+        f'<polyline fill="none" stroke="{colours[optimizer]}" stroke-width="1.5" points="'
+        + " ".join(place(step, loss) for step, loss in curve.items())
+        + '"/>'
+        for (optimizer, _, _), curve in curves.items()
+    ]
+    for step in range(0, STEPS + 1, 50):
+        x = place(step, low).split(",")[0]
+        parts.append(f'<text x="{x}" y="{height - 22}" text-anchor="middle">{step}</text>')
+    for tick in range(int(low * 5) + 1, int(high * 5) + 1):
+        y = place(0, tick / 5).split(",")[1]
+        parts.append(f'<text x="{left - 8}" y="{y}" text-anchor="end">{tick / 5:.1f}</text>')
+    for row, (optimizer, rate) in enumerate(dict.fromkeys((o, r) for o, r, _ in curves)):
+        label = f"{optimizer}, learning rate {rate:g}, seeds {', '.join(map(str, SEEDS))}"
+        y = 28 + 18 * row
+        parts.append(f'<text x="{width - 300}" y="{y}" fill="{colours[optimizer]}">{label}</text>')
+    parts.append(f'<text x="{width // 2}" y="{height - 4}" text-anchor="middle">step</text>')
+    parts.append('<text x="12" y="190" transform="rotate(-90 12 190)">held-out loss, nats</text>')
+    body = "\n".join(parts)
+    file.write_text(
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'font-family="sans-serif" font-size="12">\n'
+        f'<rect width="{width}" height="{height}" fill="white"/>\n{body}\n</svg>\n'
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--plot", type=Path)
+    arguments = parser.parse_args()
+    losses = swept(arguments.folder)
+    show(losses)
+    if arguments.plot:
+        plot(arguments.folder, losses, arguments.plot)
+
+
+if __name__ == "__main__":
+    main()
