@@ -11,7 +11,6 @@ its own: collectives, their bytes and the flops of one device.
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import statistics
 import subprocess
@@ -25,12 +24,15 @@ import attrs
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.table import Table
-from trainer_muon import muon
+from trainer_muon import muon, placement_of
 
+from trainer_core.axes import AxisRules
 from trainer_core.decoder import DecoderConfig
 from trainer_core.decoder_parameters import decoder_parameters
+from trainer_core.defaults.shard import DEFAULT_RULES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -143,39 +145,28 @@ def on_one_device(rounds: int) -> None:
 
 def on_eight_devices() -> None:
     from hlo import cost_of
-    from jax.sharding import NamedSharding, PartitionSpec
 
-    from trainer_core.axes import AxisRules, make_mesh
-    from trainer_core.defaults.shard import DEFAULT_RULES
+    from trainer_core.axes import make_mesh
 
     table = Table("update", "mesh", "all-to-all", "others", "MB a device", "Gflop a device")
-    matrices = {name: info for name, info in _matrices().items() if info.kind == "matrix"}
-    for mesh_sizes in ({"data": 1, "fsdp": 8, "tensor": 1}, {"data": 1, "fsdp": 4, "tensor": 2}):
-        mesh = make_mesh(mesh_sizes, jax.devices())
-        lies = jax.tree.map(AxisRules(mesh, DEFAULT_RULES).param_sharding, matrices)
-        params = jax.tree.map(
-            lambda info, where: jax.ShapeDtypeStruct(info.shape, info.dtype, sharding=where),
-            matrices,
-            lies,
-        )
-        placement = (mesh, {path: _mesh_axes(where) for path, where in lies.items()})
-        whole = NamedSharding(mesh, PartitionSpec())
+    infos = {
+        info.path: info
+        for info in jax.tree.leaves(decoder_parameters(CONFIG))
+        if info.kind == "matrix"
+    }
+    for sizes in ({"data": 1, "fsdp": 8, "tensor": 1}, {"data": 1, "fsdp": 4, "tensor": 2}):
+        lowered = OnMesh(infos, make_mesh(sizes, jax.devices()))
         optimizers = {
-            f"optax {optax.__version__}": optax_muon(matrices),
-            "ours": muon(RATE, matrices, placement=placement),
-            "ours, no Gram": muon(RATE, matrices, placement=placement, gram=False),
+            f"optax {optax.__version__}": optax_muon(infos),
+            "ours": muon(RATE, infos, placement=lowered.placement),
+            "ours, no Gram": muon(RATE, infos, placement=lowered.placement, gram=False),
         }
         for name, optimizer in optimizers.items():
-            state = jax.tree_util.tree_map_with_path(
-                functools.partial(_placed, lies, whole), jax.eval_shape(optimizer.init, params)
-            )
-            outs = (lies, jax.tree.map(lambda leaf: leaf.sharding, state))
-            lowered = jax.jit(optimizer.update, out_shardings=outs).lower(params, state, params)
-            cost = cost_of(lowered.compile().as_text())
+            cost = cost_of(lowered(optimizer).compile().as_text())
             others = sum(cost.collectives.values()) - cost.collectives["all-to-all"]
             table.add_row(
                 name,
-                " x ".join(f"{axis} {size}" for axis, size in mesh_sizes.items() if size > 1),
+                " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1),
                 str(cost.collectives["all-to-all"]),
                 str(others),
                 f"{cost.bytes / 2**20:.0f}",
@@ -184,18 +175,34 @@ def on_eight_devices() -> None:
     Console(width=100).print(table)
 
 
-def _matrices() -> dict[str, Any]:
-    return {info.path: info for info in jax.tree.leaves(decoder_parameters(CONFIG))}
+class OnMesh:
+    """Lower an optimizer's update for parameters that lie on a mesh by the default rules."""
 
+    def __init__(self, infos: dict[str, Any], mesh: Mesh) -> None:
+        self.whole = NamedSharding(mesh, PartitionSpec())
+        self.lies = jax.tree.map(AxisRules(mesh, DEFAULT_RULES).param_sharding, infos)
+        self.params = jax.tree.map(
+            lambda info, where: jax.ShapeDtypeStruct(info.shape, info.dtype, sharding=where),
+            infos,
+            self.lies,
+        )
+        self.placement = placement_of(self.params)
 
-def _mesh_axes(where: Any) -> tuple[tuple[str, ...], ...]:
-    return tuple((each,) if isinstance(each, str) else tuple(each or ()) for each in where.spec)
+    def __call__(self, optimizer: optax.GradientTransformation, **options: Any) -> Any:
+        made = jax.eval_shape(optimizer.init, self.params)
+        state = jax.tree_util.tree_map_with_path(self._placed, made)
+        outs = (self.lies, jax.tree.map(lambda leaf: leaf.sharding, state))
+        traced = jax.jit(optimizer.update, out_shardings=outs).trace(
+            self.params, state, self.params
+        )
+        return traced.lower(**options)
 
-
-def _placed(lies: Any, whole: Any, where: Any, leaf: Any) -> jax.ShapeDtypeStruct:
-    keys = [entry.key for entry in where if hasattr(entry, "key")]
-    sharding = next((lies[key] for key in keys if key in lies), whole) if leaf.ndim else whole
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    def _placed(self, where: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        """The state of a parameter lies as that does."""
+        keys = [entry.key for entry in where if hasattr(entry, "key")]
+        known = (self.lies[key] for key in keys if key in self.lies)
+        sharding = next(known, self.whole) if leaf.ndim else self.whole
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def main() -> None:

@@ -163,7 +163,9 @@ def _per_device(count: int, devices: int) -> int:
     return -(-count // devices)
 
 
-def chunk_of(matrix: Sequence[int], at_once: int | None, bytes_at_once: int) -> int:
+def chunk_of(
+    matrix: Sequence[int], at_once: int | None, bytes_at_once: int, mesh: Mesh | None
+) -> int:
     """Return how many matrices a device works on at once.
 
     Args:
@@ -171,9 +173,11 @@ def chunk_of(matrix: Sequence[int], at_once: int | None, bytes_at_once: int) -> 
         at_once: as set; None: one on a CPU, whose products of a batch are slower than one after
             the other; elsewhere as many as the bytes hold.
         bytes_at_once: of them, in float32.
+        mesh: the devices; None: JAX's default ones.
     """
     if at_once is not None:
         return at_once
-    if jax.default_backend() == "cpu":
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    if platform == "cpu":
         return 1
     return max(1, bytes_at_once // (4 * math.prod(matrix)))

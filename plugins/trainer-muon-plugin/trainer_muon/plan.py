@@ -11,6 +11,7 @@ import attrs
 import jax
 
 from trainer_core.errors import UserError
+from trainer_core.suggest import did_you_mean
 from trainer_core.types import ParamInfo
 from trainer_muon.scale import scale_of
 from trainer_muon.view import MeshAxes, View, view_of
@@ -97,7 +98,7 @@ def make_plan(
             rules fit; with every path.
     """
     leaves: list[ParamInfo] = jax.tree.leaves(infos)
-    problems = _unused_rules(settings.rules, leaves)
+    problems = [*_unused_rules(settings.rules, leaves), *_unused_names(settings, leaves)]
     planned: dict[str, Planned] = {}
     for info in leaves:
         try:
@@ -108,7 +109,7 @@ def make_plan(
         more = len(problems) - _SHOWN
         shown = "".join(f"\n  {line}" for line in problems[:_SHOWN])
         raise UserError(
-            f"[optimizer] muon does not guess what a parameter is:{shown}"
+            f"[optimizer] muon needs to know what each parameter is:{shown}"
             + (f"\n  and {more} more" if more > 0 else ""),
             "optimizer.rules",
             "optimizer.use",
@@ -121,6 +122,15 @@ def _unused_rules(rules: Mapping[str, str], infos: Sequence[ParamInfo]) -> list[
         f'rules: "{pattern}" fits no parameter'
         for pattern in rules
         if not any(fnmatch.fnmatchcase(info.path, pattern) for info in infos)
+    ]
+
+
+def _unused_names(settings: Muon, infos: Sequence[ParamInfo]) -> list[str]:
+    axes = {axis.name for info in infos for axis in info.axes if axis.name is not None}
+    return [
+        f"per_head: no parameter has an axis {name!r}{did_you_mean(name, axes)}"
+        for name in settings.per_head
+        if name not in axes
     ]
 
 

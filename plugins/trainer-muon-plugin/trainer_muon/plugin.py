@@ -18,6 +18,18 @@ if TYPE_CHECKING:
     from trainer_core.run import Run
     from trainer_core.types import Model
 
+KINDS = (
+    "matrix",
+    "embedding",
+    "unembedding",
+    "norm",
+    "bias",
+    "router",
+    "conv",
+    "position",
+    "scalar",
+    "other",
+)
 _FRACTION = and_(ge(0), lt(1))
 
 
@@ -101,6 +113,12 @@ class Muon:
             coefficients(self.coefficients, self.steps)
         except ValueError as error:
             raise SettingError("coefficients", str(error)) from None
+        for key in ("kinds", "adamw_decayed"):
+            for kind in getattr(self, key):
+                if kind not in KINDS:
+                    raise SettingError(
+                        key, f"{kind!r} is no kind of parameter; there are: {', '.join(KINDS)}"
+                    )
         for pattern, rule in self.rules.items():
             if rule not in ("muon", "adamw"):
                 raise SettingError("rules", f'"{pattern}" = "{rule}": expected "muon" or "adamw"')

@@ -224,7 +224,7 @@ def _orthogonalized(
 
 
 def _layout(group: Group, parts: list[Part], settings: Muon, mesh: Mesh | None) -> Layout:
-    chunk = chunk_of(group.matrix, settings.chunk, _BYTES_AT_ONCE)
+    chunk = chunk_of(group.matrix, settings.chunk, _BYTES_AT_ONCE, mesh)
     return layout_of(group, sum(part.view.count for part in parts), mesh, chunk)
 
 
