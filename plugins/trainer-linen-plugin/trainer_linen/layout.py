@@ -1,7 +1,12 @@
-"""Take a Linen module's variables apart into plain dicts with string keys."""
+"""Take a Linen module's variables apart into plain dicts with string keys, and put them together.
+
+An array's path is that of its module and its own name, as in NNX: the collection is no part of it.
+Where two collections hold the same name, that of a buffer keeps its collection in front.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -33,9 +38,10 @@ Keys = tuple[str, ...]  # a path, the collection first
 
 @attrs.frozen
 class Slot:
-    """One array: where Linen keeps it, and what is known of it."""
+    """One array: where Linen keeps it, its path in the state, and what is known of it."""
 
     keys: Keys
+    path: Keys
     info: ParamInfo
 
 
@@ -61,10 +67,10 @@ class Layout:
         return type(self.module).__qualname__
 
     def param_infos(self) -> dict[str, Any]:
-        return nested((slot.keys[1:], slot.info) for slot in self.params)
+        return nested((slot.path, slot.info) for slot in self.params)
 
     def buffer_infos(self) -> dict[str, Any]:
-        return nested((slot.keys, slot.info) for slot in self.buffers)
+        return nested((slot.path, slot.info) for slot in self.buffers)
 
 
 def layout(
@@ -102,10 +108,7 @@ def layout(
     try:
         with nn.intercept_methods(_note_origins(origins)):
             variables = jax.eval_shape(make, jax.random.key(0))
-        slots = [
-            Slot(keys, array_info(_path(keys), leaf, keys[0] == "params", origins.get(keys)))
-            for keys, leaf in _flat(variables)
-        ]
+        slots = _slots(dict(_flat(variables)), origins)
     except UserError as error:
         # Without JAX's note on its traceback.
         raise UserError(str(error), *(error.keys or MODEL)) from error.__cause__
@@ -139,8 +142,14 @@ def seeded(streams: Sequence[str], key: jax.Array) -> dict[str, jax.Array]:
 def split(variables: Any, parts: Layout) -> tuple[Params, Buffers]:
     """Return first variables as parameters and buffers: nested dicts with string keys."""
     values = {keys: content(leaf) for keys, leaf in _flat(variables)}
-    params = nested((slot.keys[1:], values[slot.keys]) for slot in parts.params)
-    return params, nested((slot.keys, values[slot.keys]) for slot in parts.buffers)
+    params = nested((slot.path, values[slot.keys]) for slot in parts.params)
+    return params, nested((slot.path, values[slot.keys]) for slot in parts.buffers)
+
+
+def join(parts: Layout, params: Params, buffers: Buffers) -> dict[str, Any]:
+    """Return parameters and buffers as the collections that Linen takes."""
+    kept = nested((slot.keys, _at(buffers, slot.path)) for slot in parts.buffers)
+    return {"params": params, **kept}
 
 
 def buffers_after(variables: Any, parts: Layout) -> Buffers:
@@ -151,7 +160,9 @@ def buffers_after(variables: Any, parts: Layout) -> Buffers:
     """
     arrays = {keys: content(leaf) for keys, leaf in _flat(variables)}
     known = [(slot.keys, slot.info) for slot in parts.buffers]
-    return nested(carried(known, arrays, parts.name, _CREATING))
+    paths = {slot.keys: slot.path for slot in parts.buffers}
+    found = carried(known, arrays, parts.name, _CREATING)
+    return nested((paths[keys], array) for keys, array in found)
 
 
 def _flat(variables: Any) -> Iterator[tuple[Keys, Any]]:
@@ -168,6 +179,25 @@ def _flat(variables: Any) -> Iterator[tuple[Keys, Any]]:
 
 def _kept(variables: Any) -> dict[str, Any]:
     return {name: tree for name, tree in unfreeze(variables).items() if name not in EPHEMERAL}
+
+
+def _slots(leaves: Mapping[Keys, Any], origins: Mapping[Keys, Origin]) -> list[Slot]:
+    # Whole paths count too: a module may have the name of a collection.
+    named = [*leaves, *(keys[1:] for keys in leaves)]
+    taken = Counter(keys[:end] for keys in named for end in range(1, len(keys) + 1))
+    slots = []
+    for keys, leaf in leaves.items():
+        trained = keys[0] == "params"
+        path = keys[1:] if trained or taken[keys[1:]] == 1 else keys
+        info = array_info("/".join(path), leaf, trained, origins.get(keys))
+        slots.append(Slot(keys, path, info))
+    return slots
+
+
+def _at(tree: Any, path: Keys) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree
 
 
 def _note_origins(origins: dict[Keys, Origin]) -> Any:
@@ -190,10 +220,6 @@ def _note_origins(origins: dict[Keys, Origin]) -> Any:
 def _without_a_mesh() -> Any:
     # Linen would take the names in a box for names of mesh axes, under a mesh that is set.
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
-
-
-def _path(keys: Keys) -> str:
-    return "/".join(keys[1:] if keys[0] == "params" else keys)
 
 
 def _why(error: Exception) -> UserError:

@@ -83,15 +83,12 @@ def convert_out_of_run(
 
 
 def _own_form(reading: Reading) -> tuple[Plan, Mapping[str, Spec]]:
-    """Parameters, optimizer, step, and the buffers: those of Linen beside the parameters."""
+    """Parameters, buffers, optimizer and step, as the run has them."""
     described = described_program(reading.program)
-    named = {
-        path: path.removeprefix("buffers/") if path.startswith("buffers/batch_stats/") else path
-        for path in described.specs
-        if path not in described.side.run_only
+    specs = {
+        path: spec for path, spec in described.specs.items() if path not in described.side.run_only
     }
-    entries = tuple(Entry((path,), (name,)) for path, name in named.items())
-    specs = {name: described.specs[path] for path, name in named.items()}
+    entries = tuple(Entry((path,), (path,)) for path in specs)
     return Plan(entries, ignored=described.side.run_only), specs
 
 

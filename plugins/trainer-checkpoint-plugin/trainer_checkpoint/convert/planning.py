@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import attrs
 
-from trainer_checkpoint.convert.links import Link, Links, Targets, link
+from trainer_checkpoint.convert.links import Links, link
 from trainer_checkpoint.convert.mapping import Mapping as Rules
 from trainer_checkpoint.convert.operations import Operation
 from trainer_checkpoint.convert.plan import Entry, Plan, Spec
 from trainer_checkpoint.convert.problems import Problems
 from trainer_checkpoint.convert.shaping import agreement, operations
 from trainer_checkpoint.convert.sides import Side
+from trainer_checkpoint.convert.targets import Link, Targets
 
 
 @attrs.frozen
@@ -45,7 +46,8 @@ def make_plan(source: Described, target: Described, rules: Rules, fresh_optimize
     """
     planner = _Planner(source, target, rules)
     planner.drop_by_path()
-    links = link(source.side.model, Targets(target.axes), rules.rules)
+    targets = Targets(target.axes, target.side.buffers)
+    links = link(source.side.model, targets, rules.rules, source.side.short)
     planner.take_model(links)
     if fresh_optimizer:
         planner.ignored += planner.left(source.side.optimizer)
