@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from trainer_checkpoint import tree
 from trainer_checkpoint.digest import checks
 from trainer_checkpoint.meta import FORMAT, DamagedError, unseal
+from trainer_checkpoint.mismatch import check_same
 from trainer_checkpoint.quiet import quiet_reading
 from trainer_checkpoint.steps import DATA, META, META_FILE, STATE, data_file, steps
 from trainer_core.errors import RunError, UserError
@@ -83,7 +84,7 @@ def _read(run: Run, step: int, path: Path, like: TrainState) -> Checkpoint:
         raise DamagedError("its parameters are not finite")
     leaves: dict[str, Any] = meta["leaves"]
     wanted = tree.by_path(like)
-    tree.check_same(leaves, wanted, str(path))
+    check_same(leaves, tree.described(wanted), str(path), meta["config"], run.config)
     position = _position(path / DATA, run.process, run.processes)
     arrays = _arrays(path / STATE, tree.targets(wanted))
     _verify(arrays, leaves)

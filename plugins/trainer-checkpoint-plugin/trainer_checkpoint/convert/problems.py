@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from trainer_checkpoint.convert.paths import in_order, pattern_of
+from trainer_checkpoint.convert.paths import pattern_of
 from trainer_checkpoint.convert.plan import Spec
+from trainer_checkpoint.mismatch import listed
 from trainer_core.errors import UserError
-
-_SHOWN = 20  # of each kind
 
 
 class Problems:
@@ -55,7 +54,7 @@ class Problems:
             ("different", "of another shape or dtype", self._different),
         )
         of_optimizer = source.keys() | target.keys()
-        lines = [line for each in kinds for line in _listed(*each, of_optimizer)]
+        lines = [line for each in kinds for line in listed(*each, of_optimizer)]
         if not lines:
             return
         problems = self._missing | self._unexpected | self._different
@@ -71,18 +70,6 @@ class Problems:
             f"{self._source} does not become {self._target}; nothing was written:\n"
             + "\n".join(lines)
         )
-
-
-def _listed(
-    kind: str, meaning: str, problems: Mapping[str, str], of_optimizer: Collection[str]
-) -> list[str]:
-    """Return a head and the first of the problems: the model's before what follows from them."""
-    if not problems:
-        return []
-    paths = sorted(problems, key=lambda path: (path in of_optimizer, in_order(path)))
-    shown = [f"  {problems[path]}" for path in paths[:_SHOWN]]
-    more = [f"  … and {len(paths) - _SHOWN} more"] if len(paths) > _SHOWN else []
-    return [f"{kind}: {len(paths)} ({meaning})", *shown, *more]
 
 
 def _kinds(kinds: Mapping[str, str], problems: Mapping[str, str]) -> str:
