@@ -27,8 +27,18 @@ STACK = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pluggy"
 _WATCHING = {"start", "report", "evaluate", "save", "phase", "close"}
 
 
-def check_directory(config: Config, accept_changes: bool) -> None:
+def check_directory(
+    config: Config,
+    accept_changes: bool,
+    remedy: str = "start a new run with run.name=NAME, or go on with the new values by "
+    "--accept-changes",
+) -> None:
     """Refuse a directory that cannot be written, or that belongs to another config.
+
+    Args:
+        config: of the run.
+        accept_changes: another config is no reason.
+        remedy: what to do about it.
 
     Raises:
         UserError: with the keys that differ; nothing was touched.
@@ -41,10 +51,7 @@ def check_directory(config: Config, accept_changes: bool) -> None:
     changes = _changes(config)
     if changes and not accept_changes:
         listed = "".join(f"\n  {line}" for line in changes)
-        raise UserError(
-            f"{directory} belongs to a run with another config:{listed}\n"
-            f"start a new run with run.name=NAME, or go on with the new values by --accept-changes"
-        )
+        raise UserError(f"{directory} belongs to a run with another config:{listed}\n{remedy}")
 
 
 def write_directory(config: Config, run: Run) -> None:

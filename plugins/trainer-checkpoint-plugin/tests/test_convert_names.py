@@ -207,6 +207,8 @@ def test_dtypes_change_only_where_the_mapping_says_so(tmp_path: Path) -> None:
         ("[[rule]]\nfrom = 'a'\nto = 'b'\nfuse = {parts = ['q']}", "fuse needs a group"),
         ("[[rule]]\nfrom = 'a'\nto = 'b'\nreshape = 1", "expected true or false"),
         ("prefix = 3", "expected a string"),
+        ("fresh = 'a'", "fresh lists regular expressions"),
+        ("fresh = ['(']", "fresh is no regular expression"),
         ("prefix = 'params/other'", "no array's path begins with"),
         ("a =", "cannot be read"),
     ],

@@ -15,6 +15,8 @@ from trainer_checkpoint.convert.shaping import agreement, operations
 from trainer_checkpoint.convert.sides import Side
 from trainer_checkpoint.convert.targets import Link, Targets
 
+_COUNT = "count"  # as every state of optax calls it
+
 
 @attrs.frozen
 class Described:
@@ -55,9 +57,11 @@ def make_plan(source: Described, target: Described, rules: Rules, fresh_optimize
     else:
         planner.take_slots(links)
         planner.take_others()
+        planner.count_steps()
     planner.take_together(source.side.steps, target.side.steps)
     if not source.side.steps:
         planner.fresh += target.side.steps  # the user, or the folder's name, says it
+    planner.begin_anew()
     planner.ignored += source.side.run_only
     planner.fresh += target.side.run_only
     return planner.finished()
@@ -70,6 +74,8 @@ class _Planner:
         self.dropped: list[str] = []
         self.ignored: list[str] = []
         self.fresh: list[str] = []
+        self.begun: list[str] = []
+        self.counted: list[str] = []
         self.problems = Problems(source.name, target.name)
         self._touched: set[str] = set()  # of the source: nothing more is to be said of these
         self._filled: set[str] = set()
@@ -109,6 +115,19 @@ class _Planner:
         for name, paths in self.source.side.others.items():
             self.take_together(self.left(paths), self.target.side.others.get(name, []))
 
+    def count_steps(self) -> None:
+        """An optimizer with a constant rate counts nothing, and the schedule of a run does."""
+        if _COUNT not in self.source.side.others:
+            self.counted += self.target.side.others.get(_COUNT, [])
+
+    def begin_anew(self) -> None:
+        """With what the optimizer keeps for it."""
+        side = self.target.side
+        for name, path in side.model.items():
+            if path not in self._filled and any(p.fullmatch(name) for p in self.rules.fresh):
+                slots = (slot[name] for slot in side.slots.values() if name in slot)
+                self.begun += [path, *(each for each in slots if each not in self.fresh)]
+
     def take_together(self, sources: Sequence[str], targets: Sequence[str]) -> None:
         """Pair them in order; where their numbers differ, all of the sources must agree."""
         if not sources or not targets:
@@ -124,7 +143,7 @@ class _Planner:
 
     def finished(self) -> Plan:
         used = self._touched | set(self.ignored)
-        given = self._filled | set(self.fresh)
+        given = self._filled.union(self.fresh, self.begun, self.counted)
         for path in self.source.specs.keys() - used:
             self.problems.unexpected(path, self.source.specs[path])
         for path in self.target.specs.keys() - given:
@@ -135,6 +154,8 @@ class _Planner:
             dropped=tuple(self.dropped),
             ignored=tuple(self.ignored),
             fresh=tuple(self.fresh),
+            begun=tuple(self.begun),
+            counted=tuple(self.counted),
         )
 
     def _drop(self, path: str) -> None:

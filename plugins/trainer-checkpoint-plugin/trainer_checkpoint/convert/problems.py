@@ -65,7 +65,10 @@ class Problems:
                 f"Only the optimizer's state does not fit: it has {has}, and the run needs "
                 f"{needs}. --fresh-optimizer begins with a new one."
             )
-        lines.append("Give a mapping (--mapping FILE.toml), or the config of the same model.")
+        lines.append(
+            "Give the config of the same model, or a mapping (--mapping FILE.toml): it renames, "
+            "`drop`s what only the checkpoint has, and lists as `fresh` what only the run has."
+        )
         raise UserError(
             f"{self._source} does not become {self._target}; nothing was written:\n"
             + "\n".join(lines)
