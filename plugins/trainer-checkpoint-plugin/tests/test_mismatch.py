@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from checkpointed import files, like, restore, save, state_at
+from checkpointed import files, folder, like, restore, save, state_at
+from converted import saved
 
 from trainer_core.errors import UserError
 from trainer_core.run import Run
@@ -86,3 +87,12 @@ def test_of_many_paths_twenty_are_listed_the_models_first(run: Run, state: Train
 def test_another_kind_of_key_is_a_difference(run: Run, state: TrainState) -> None:
     message = refusal(run, attrs.evolve(state, key=jax.random.key(0, impl="rbg")))
     assert "  key is key<fry>[], this run has key<rbg>[]" in message
+
+
+def test_what_other_code_wrote_is_neither_damaged_nor_trained_over(run: Run, warned: Any) -> None:
+    wanted = state_at(1, run.mesh)
+    saved(folder(run, 3), {"params": jax.device_get(wanted.params), "step": 3})
+    message = refusal(run, wanted)
+    assert "other code wrote what is in" in message
+    assert "trainer convert" in message
+    assert warned() == []

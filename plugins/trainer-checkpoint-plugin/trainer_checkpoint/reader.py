@@ -51,11 +51,16 @@ def read_newest(run: Run, directory: Path, like: TrainState) -> Checkpoint | Non
         like: shapes, dtypes and shardings of the state.
 
     Raises:
-        UserError: the checkpoint is of another model or optimizer.
+        UserError: the checkpoint is of another model or optimizer, or other code wrote it.
         RunError: there are checkpoints, and none can be trusted.
     """
     directory = directory.absolute()  # Orbax accepts no other
     found = run.agree(steps(directory))
+    if found and not any((directory / str(step) / META).exists() for step in found):
+        raise UserError(
+            f"other code wrote what is in {directory} (steps {', '.join(map(str, found))}); "
+            f"`trainer convert {directory} RECIPE.toml run.name=NAME` makes a run of the newest"
+        )
     for step in reversed(found):
         try:
             return _read(run, step, directory / str(step), like)
