@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import attrs
 
@@ -14,6 +15,7 @@ from trainer_checkpoint.convert.problems import Problems
 from trainer_checkpoint.convert.shaping import agreement, operations
 from trainer_checkpoint.convert.sides import Side
 from trainer_checkpoint.convert.targets import Link, Targets
+from trainer_checkpoint.mismatch import changed_config
 
 _COUNT = "count"  # as every state of optax calls it
 
@@ -27,12 +29,14 @@ class Described:
         specs: of each array, by path.
         side: what each of them is.
         axes: for each name of the model, the axis that stacks layers; only the target needs it.
+        config: of the run; None: it is none of ours.
     """
 
     name: str
     specs: Mapping[str, Spec]
     side: Side
     axes: Mapping[str, int | None] = attrs.field(factory=dict)
+    config: Mapping[str, Any] | None = None
 
 
 def make_plan(source: Described, target: Described, rules: Rules, fresh_optimizer: bool) -> Plan:
@@ -76,7 +80,9 @@ class _Planner:
         self.fresh: list[str] = []
         self.begun: list[str] = []
         self.counted: list[str] = []
-        self.problems = Problems(source.name, target.name)
+        old, new = source.config, target.config
+        reasons = [] if old is None or new is None else changed_config(old, new)
+        self.problems = Problems(source.name, target.name, reasons)
         self._touched: set[str] = set()  # of the source: nothing more is to be said of these
         self._filled: set[str] = set()
 

@@ -15,10 +15,11 @@ class Problems:
 
     Args:
         source, target: what to call the two sides.
+        reasons: lines that may explain it all.
     """
 
-    def __init__(self, source: str, target: str) -> None:
-        self._source, self._target = source, target
+    def __init__(self, source: str, target: str, reasons: Sequence[str]) -> None:
+        self._source, self._target, self._reasons = source, target, reasons
         self._missing: dict[str, str] = {}
         self._unexpected: dict[str, str] = {}
         self._different: dict[str, str] = {}
@@ -71,7 +72,7 @@ class Problems:
         )
         raise UserError(
             f"{self._source} does not become {self._target}; nothing was written:\n"
-            + "\n".join(lines)
+            + "\n".join([*self._reasons, *lines])
         )
 
 
