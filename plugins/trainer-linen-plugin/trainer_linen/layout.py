@@ -1,13 +1,8 @@
-"""Take a Linen module's variables apart into plain dicts with string keys, and put them together.
-
-An array's path is that of its module and its own name, as in NNX: the collection is no part of it.
-Where two collections hold the same name, that of a buffer keeps its collection in front.
-"""
+"""Take a Linen module's variables apart into plain dicts with string keys, and join them again."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -15,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from flax import errors
 from flax import linen as nn
-from flax.core import unfreeze
 from flax.core.partial_eval import lazy_init
 
 from trainer_core.errors import UserError
@@ -25,15 +19,12 @@ from trainer_core.types import Buffers, ParamInfo, Params
 from trainer_core.user_module import building_raised, carried, nested
 from trainer_linen.boxes import content, is_box
 from trainer_linen.infos import Origin, array_info
+from trainer_linen.variables import Keys, flat, kept, paths
 
-# Collections that live within a call.
-EPHEMERAL = ("intermediates", "losses", "perturbations", "cache")
 _CREATING = (
     "create it whether `train` is true or not, so that it exists at first and is saved, or sow it "
     "into intermediates"
 )
-
-Keys = tuple[str, ...]  # a path, the collection first
 
 
 @attrs.frozen
@@ -97,7 +88,7 @@ def layout(
     abstract = jax.eval_shape(lambda: jax.tree.map(_empty, dict(batch)))
 
     def first(rngs: Any, batch: Any) -> Any:
-        return _kept(module.init(rngs, batch, method=method, **options))
+        return kept(module.init(rngs, batch, method=method, **options))
 
     def make(key: jax.Array) -> Any:
         rngs = {"params": key, **seeded(streams, key)}
@@ -108,7 +99,11 @@ def layout(
     try:
         with nn.intercept_methods(_note_origins(origins)):
             variables = jax.eval_shape(make, jax.random.key(0))
-        slots = _slots(dict(_flat(variables)), origins)
+        leaves = dict(flat(variables))
+        slots = [
+            Slot(keys, path, _info(keys, path, leaves[keys], origins))
+            for keys, path in paths(leaves).items()
+        ]
     except UserError as error:
         # Without JAX's note on its traceback.
         raise UserError(str(error), *(error.keys or MODEL)) from error.__cause__
@@ -141,15 +136,15 @@ def seeded(streams: Sequence[str], key: jax.Array) -> dict[str, jax.Array]:
 
 def split(variables: Any, parts: Layout) -> tuple[Params, Buffers]:
     """Return first variables as parameters and buffers: nested dicts with string keys."""
-    values = {keys: content(leaf) for keys, leaf in _flat(variables)}
+    values = {keys: content(leaf) for keys, leaf in flat(variables)}
     params = nested((slot.path, values[slot.keys]) for slot in parts.params)
     return params, nested((slot.path, values[slot.keys]) for slot in parts.buffers)
 
 
 def join(parts: Layout, params: Params, buffers: Buffers) -> dict[str, Any]:
     """Return parameters and buffers as the collections that Linen takes."""
-    kept = nested((slot.keys, _at(buffers, slot.path)) for slot in parts.buffers)
-    return {"params": params, **kept}
+    collections = nested((slot.keys, _at(buffers, slot.path)) for slot in parts.buffers)
+    return {"params": params, **collections}
 
 
 def buffers_after(variables: Any, parts: Layout) -> Buffers:
@@ -158,40 +153,14 @@ def buffers_after(variables: Any, parts: Layout) -> Buffers:
     Raises:
         UserError: a variable has another shape than at first, or did not exist then.
     """
-    arrays = {keys: content(leaf) for keys, leaf in _flat(variables)}
-    known = [(slot.keys, slot.info) for slot in parts.buffers]
-    paths = {slot.keys: slot.path for slot in parts.buffers}
-    found = carried(known, arrays, parts.name, _CREATING)
-    return nested((paths[keys], array) for keys, array in found)
+    known = {slot.keys: slot.path for slot in parts.buffers}
+    arrays = {known.get(keys, keys): content(leaf) for keys, leaf in flat(variables)}
+    buffers = [(slot.path, slot.info) for slot in parts.buffers]
+    return nested(carried(buffers, arrays, parts.name, _CREATING))
 
 
-def _flat(variables: Any) -> Iterator[tuple[Keys, Any]]:
-    """Yield what is trained or saved: its path, the collection first, and the array or box."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(_kept(variables), is_leaf=is_box):
-        keys: Any = tuple(getattr(entry, "key", None) for entry in path)
-        if not all(isinstance(key, str) for key in keys):
-            raise UserError(
-                f"{jax.tree_util.keystr(path)}: hold one array in each variable, or a dict of "
-                f"arrays with string keys"
-            )
-        yield keys, leaf
-
-
-def _kept(variables: Any) -> dict[str, Any]:
-    return {name: tree for name, tree in unfreeze(variables).items() if name not in EPHEMERAL}
-
-
-def _slots(leaves: Mapping[Keys, Any], origins: Mapping[Keys, Origin]) -> list[Slot]:
-    # Whole paths count too: a module may have the name of a collection.
-    named = [*leaves, *(keys[1:] for keys in leaves)]
-    taken = Counter(keys[:end] for keys in named for end in range(1, len(keys) + 1))
-    slots = []
-    for keys, leaf in leaves.items():
-        trained = keys[0] == "params"
-        path = keys[1:] if trained or taken[keys[1:]] == 1 else keys
-        info = array_info("/".join(path), leaf, trained, origins.get(keys))
-        slots.append(Slot(keys, path, info))
-    return slots
+def _info(keys: Keys, path: Keys, leaf: Any, origins: Mapping[Keys, Origin]) -> ParamInfo:
+    return array_info("/".join(path), leaf, keys[0] == "params", origins.get(keys))
 
 
 def _at(tree: Any, path: Keys) -> Any:
