@@ -23,16 +23,12 @@ if TYPE_CHECKING:
     from trainer_core.run import Run
 
 STACK = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pluggy")
+_TRAINING = "start a new run with run.name=NAME, or go on with the new values by --accept-changes"
 # Hooks by which a plugin can only watch: adding or removing it changes nothing that is trained.
 _WATCHING = {"start", "report", "evaluate", "save", "phase", "close"}
 
 
-def check_directory(
-    config: Config,
-    accept_changes: bool,
-    remedy: str = "start a new run with run.name=NAME, or go on with the new values by "
-    "--accept-changes",
-) -> None:
+def check_directory(config: Config, accept_changes: bool, remedy: str = _TRAINING) -> None:
     """Refuse a directory that cannot be written, or that belongs to another config.
 
     Args:

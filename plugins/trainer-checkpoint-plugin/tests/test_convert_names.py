@@ -167,6 +167,13 @@ def test_a_buffer_is_never_taken_for_a_parameter(tmp_path: Path) -> None:
     assert "unexpected: 2 " in str(error.value)
 
 
+def test_the_module_of_a_buffer_is_never_taken_for_a_collection(tmp_path: Path) -> None:
+    tree = {"buffers": {"norm": {"mean": numbers(2)}}, "params": {"a": numbers(2)}, "step": 1}
+    run = run_of({"a": numbers(2)}, NO_STATE, {"mean": numbers(2)})
+    with pytest.raises(UserError, match=r"(?s)missing: 1 .*unexpected: 1 "):
+        planned(saved(tmp_path / "old", tree), run)
+
+
 def test_the_step_is_said_by_the_checkpoint_its_folder_or_the_user(tmp_path: Path) -> None:
     def step(path: Path, given: int | None = None) -> int | None:
         found = stored.look(path)

@@ -139,10 +139,12 @@ def _by_themselves(
     buffers = targets.of_buffers()
     stacks: dict[str, list[tuple[int, str]]] = {}
     for name in names:
-        found = targets.find(name, name) or (name in short and buffers.find(short[name], name))
+        found = targets.find(name, name)
+        if found is None and name in short:
+            found = buffers.find(short[name], name)
         if isinstance(found, Link):
             links.found.append(found)
-        elif found:
+        elif found is not None:
             stacks.setdefault(found[0], []).append((found[1], name))
     for form, layers in stacks.items():
         _stack(form, sorted(layers), targets, links)

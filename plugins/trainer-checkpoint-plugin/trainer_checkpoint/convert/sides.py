@@ -111,7 +111,8 @@ def side_of_others(paths: Iterable[str], prefix: str | None, known: Collection[s
         short={
             name: name.partition("/")[2]
             for path, name in names.items()
-            if not path.startswith(root) and "/" in name
+            # What a run wrote as `buffers/…` has no collection in front.
+            if "/" in name and not path.startswith((root, f"{wrapper}buffers/"))
         },
         steps=tuple(path for path in paths if path in steps),
     )
