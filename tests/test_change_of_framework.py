@@ -105,6 +105,7 @@ def test_twins_are_described_alike(tmp_path: Path) -> None:
 
 
 def test_the_change_is_not_made_unasked(tmp_path: Path) -> None:
-    decoders.trained(tmp_path, "nnx", 1, checkpoint=SAVING)
-    with pytest.raises(UserError, match=r'model.use: "nnx" -> "linen"\n.*--accept-changes'):
-        decoders.trained(tmp_path, "linen", WHOLE, checkpoint=SAVING)
+    twins.trained(tmp_path, "nnx", 1, checkpoint=SAVING)
+    change = r'model.use: "nnx-module" -> "linen-module"\n.*--accept-changes'
+    with pytest.raises(UserError, match=change):
+        twins.trained(tmp_path, "linen", WHOLE, checkpoint=SAVING)
