@@ -164,9 +164,15 @@ def test_a_run_is_never_written_over(capsys: Any) -> None:
     old.write(Path("old").absolute(), stateless())
     file = recipe({"use": "linen-module", "module": "old_trainer:Normed"}, optimizer=PLAIN)
     assert trainer(["convert", "old", file]) == 0
+    shutil.copytree("new/checkpoints", "kept")
     written = everything()
     assert trainer(["convert", "old", file]) == 2
     assert "has checkpoints already (steps 5)" in capsys.readouterr().err
+    shutil.rmtree("new/checkpoints")
+    assert trainer(["convert", "old", file, "run.seed=7"]) == 2
+    said = capsys.readouterr().err
+    assert "run.seed: 0 -> 7\nconvert begins a new run: run.name=NAME" in said
+    shutil.copytree("kept", "new/checkpoints")
     assert trainer(["convert", "new", "--to", "old"]) == 2
     assert "old exists already" in capsys.readouterr().err
     assert everything() == written
@@ -207,7 +213,7 @@ def test_boxes_frozen_dicts_and_statistics_need_no_mapping() -> None:
     trace = state.opt_state[0].trace["Dense_0"]["kernel"].value
     assert np.array_equal(found["opt_state/0/trace/Dense_0/kernel"], trace)
     variance = state.batch_stats["BatchNorm_0"]["var"]
-    assert np.array_equal(found["buffers/batch_stats/BatchNorm_0/var"], variance)
+    assert np.array_equal(found["buffers/BatchNorm_0/var"], variance)
     assert found["step"] == 5
     assert trainer(["train", file, "--quiet"]) == 0
     assert trainer(["convert", "new", "--to", "back", "--like", "old"]) == 0
@@ -230,6 +236,36 @@ def test_another_optimizer_begins_anew_where_that_is_asked_for(capsys: Any) -> N
     assert np.array_equal(found["params/wte/embedding"], state.params["wte"]["embedding"])
     assert not np.any(found["opt_state/0/mu/wte/embedding"])
     assert trainer(["train", file, "--quiet"]) == 0
+
+
+def test_what_only_the_run_has_begins_anew_where_the_mapping_says_so(capsys: Any) -> None:
+    """A head, statistics, and the count of a schedule where the old rate was constant."""
+    params = freeze(old.first_values(old.Normed(), train=True)["params"]).unfreeze()
+    del params["Dense_1"]
+    trace = jax.tree.map(jnp.cos, params)
+    opt_state = (optax.TraceState(trace), optax.EmptyState())
+    old.write(Path("old").absolute(), {"params": params, "opt_state": opt_state, "step": 5})
+    file = recipe({"use": "linen-module", "module": "old_trainer:Normed"}, optimizer=PLAIN)
+    before = everything()
+    assert trainer(["convert", "old", file]) == 2
+    said = capsys.readouterr().err
+    assert "missing: 6 " in said
+    assert "buffers/BatchNorm_0/mean float32[32]" in said
+    assert everything() == before
+
+    names = mapping("fresh = ['Dense_1/.*', 'BatchNorm_0/(mean|var)']")
+    assert trainer(["convert", "old", file, *names]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "6 begins anew, as the mapping says, 1 the number of steps" in shown
+    found = arrays("new")
+    assert found["opt_state/1/count"] == found["step"] == 5
+    assert np.array_equal(found["opt_state/0/trace/wte/embedding"], trace["wte"]["embedding"])
+    assert np.all(found["buffers/BatchNorm_0/var"] == 1)
+    assert not np.any(found["opt_state/0/trace/Dense_1/kernel"])
+    assert np.any(found["params/Dense_1/kernel"])
+    assert trainer(["train", file, "--quiet"]) == 0
+    assert trainer(["convert", "new", "--to", "back", "--like", "old", *names]) == 0
+    assert arrays("back").keys() == arrays("old").keys()
 
 
 @pytest.mark.parametrize("form", ["state", "pure dict"])

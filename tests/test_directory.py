@@ -12,7 +12,7 @@ from command import trainer
 from programs import recipe
 
 from trainer_core.config import load_config
-from trainer_core.directory import check_directory, versions
+from trainer_core.directory import check_directory, differences, versions
 from trainer_core.errors import UserError
 from trainer_core.loop import fit
 
@@ -67,6 +67,15 @@ def test_another_implementation_is_one_line_not_one_for_each_setting(done: Path)
         check_directory(config, accept_changes=False)
     assert 'optimizer.use: "adamw" -> "sgd"' in str(caught.value)
     assert "optimizer.beta1" not in str(caught.value)
+
+
+def test_another_implementation_hides_no_change_of_a_setting_that_both_have() -> None:
+    old = {"model": {"use": "nnx", "layers": 2, "remat": "full"}}
+    new = {"model": {"use": "linen", "layers": 4, "rngs": ["dropout"]}}
+    assert list(differences(old, new).values()) == [
+        "model.layers: 2 -> 4",
+        'model.use: "nnx" -> "linen"',
+    ]
 
 
 def test_a_directory_that_cannot_be_made_is_refused_before_anything_runs(tmp_path: Path) -> None:

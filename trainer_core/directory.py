@@ -23,12 +23,18 @@ if TYPE_CHECKING:
     from trainer_core.program import Program
 
 STACK = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pluggy")
+_TRAINING = "start a new run with run.name=NAME, or go on with the new values by --accept-changes"
 # Hooks by which a plugin can only watch: adding or removing it changes nothing that is trained.
 _WATCHING = {"start", "report", "evaluate", "save", "phase", "close"}
 
 
-def check_directory(config: Config, accept_changes: bool) -> None:
+def check_directory(config: Config, accept_changes: bool, remedy: str = _TRAINING) -> None:
     """Refuse a directory that cannot be written, or that belongs to another config.
+
+    Args:
+        config: of the run.
+        accept_changes: another config is no reason.
+        remedy: what to do about it.
 
     Raises:
         UserError: with the keys that differ; nothing was touched.
@@ -41,10 +47,7 @@ def check_directory(config: Config, accept_changes: bool) -> None:
     changes = _changes(config)
     if changes and not accept_changes:
         listed = "".join(f"\n  {line}" for line in changes)
-        raise UserError(
-            f"{directory} belongs to a run with another config:{listed}\n"
-            f"start a new run with run.name=NAME, or go on with the new values by --accept-changes"
-        )
+        raise UserError(f"{directory} belongs to a run with another config:{listed}\n{remedy}")
 
 
 def write_directory(config: Config, program: Program) -> None:
@@ -87,6 +90,21 @@ def versions(config: Config) -> dict[str, Any]:
     }
 
 
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    """Return a line for each key in which two configs differ: `model.layers: 2 -> 4`.
+
+    Where another implementation was chosen, settings that only one of the two has are left out.
+    """
+    before, after = dict(flatten(old)), dict(flatten(new))
+    keys = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
+    replaced = tuple(key.removesuffix("use") for key in keys if key.endswith(".use"))
+    return {
+        key: f"{key}: {_shown(before, key)} -> {_shown(after, key)}"
+        for key in keys
+        if key.endswith(".use") or not key.startswith(replaced) or (key in before and key in after)
+    }
+
+
 def recorded(directory: Path, name: str) -> list[str]:
     """Return a list that `versions` wrote into a run directory; empty where there is none."""
     try:
@@ -109,21 +127,13 @@ def _changes(config: Config) -> list[str]:
     if not path.exists():
         return []
     try:
-        old = dict(flatten(tomllib.loads(path.read_text())))
+        old = tomllib.loads(path.read_text())
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise UserError(
             f"{path} cannot be read: {error}; restore it, or use another run.name"
         ) from error
-    new = dict(flatten(config.table))
-    differing = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    # Where another implementation was chosen, its settings differ by nature.
-    replaced = [key.removesuffix("use") for key in differing if key.endswith(".use")]
-    return [
-        f"{key}: {_shown(old, key)} -> {_shown(new, key)}"
-        for key in differing
-        if not _may_change(config, key)
-        and (key.endswith(".use") or not key.startswith(tuple(replaced)))
-    ]
+    changes = differences(old, config.table)
+    return [line for key, line in changes.items() if not _may_change(config, key)]
 
 
 def _may_change(config: Config, key: str) -> bool:

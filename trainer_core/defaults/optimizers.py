@@ -79,15 +79,21 @@ class SGD:
 
 @plugin
 class Optax:
-    """Any function of optax, or of your own, that returns a GradientTransformation."""
+    """Any function of optax, or of your own, that returns a GradientTransformation.
+
+    One that has a parameter `learning_rate` is given the schedule; one that has a parameter
+    `infos` a ParamInfo for each parameter, in their tree, for masks and labels by kind.
+    """
 
     transform: str = setting(help='an import path, such as "optax.contrib:ademamix"')
     arguments: dict[str, Any] = setting(
-        attrs.Factory(dict), "its keyword arguments, besides the learning rate"
+        attrs.Factory(dict), "its keyword arguments, besides the learning rate and infos"
     )
 
     @hookimpl
-    def build_optimizer(self, learning_rate: Schedule) -> optax.GradientTransformation:
+    def build_optimizer(
+        self, model: Model, learning_rate: Schedule
+    ) -> optax.GradientTransformation:
         import inspect
 
         import optax
@@ -96,9 +102,9 @@ class Optax:
 
         make = load_object(self.transform, "[optimizer] transform")
         try:
-            takes_rate = "learning_rate" in inspect.signature(make).parameters
-            rate = {"learning_rate": learning_rate} if takes_rate else {}
-            made = make(**rate, **self.arguments)
+            offered = {"learning_rate": learning_rate, "infos": model.params}
+            takes = inspect.signature(make).parameters.keys() & offered
+            made = make(**{name: offered[name] for name in takes}, **self.arguments)
         except (TypeError, ValueError) as error:
             raise UserError(
                 f'[optimizer] transform = "{self.transform}" with arguments {self.arguments}: '
@@ -112,6 +118,6 @@ class Optax:
                 f"expected an optax.GradientTransformation",
                 "optimizer.transform",
             )
-        if takes_rate:
+        if "learning_rate" in takes:
             return made
         return optax.chain(made, optax.scale_by_learning_rate(learning_rate))

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import attrs
 import optax
 import pytest
 from converted import numbers, planned, run_of, saved
+from trainer_checkpoint.convert.mapping import Mapping
+from trainer_checkpoint.convert.planning import make_plan
 
 from trainer_core.errors import UserError
 
@@ -90,6 +93,20 @@ def test_everything_that_stands_against_it_is_said(
     assert "nothing was written" in str(error.value)
     for text in said:
         assert text in str(error.value)
+
+
+def test_two_runs_are_told_apart_by_their_configs_first() -> None:
+    ours, other = (
+        attrs.evolve(run_of({"a": numbers(width)}, NO_STATE), config={"model": {"width": width}})
+        for width in (2, 3)
+    )
+    with pytest.raises(UserError) as error:
+        make_plan(ours, other, Mapping(), fresh_optimizer=False)
+    assert str(error.value).splitlines()[1:4] == [
+        "It was written with another config:",
+        "  model.width: 2 -> 3",
+        "different: 1 (of another shape or dtype)",
+    ]
 
 
 def test_a_stack_for_unstacked_layers_of_another_depth(tmp_path: Path) -> None:

@@ -138,15 +138,40 @@ def test_what_is_dropped_is_said(tmp_path: Path) -> None:
     assert sorted(plan.inverse().absent) == sorted(plan.dropped)
 
 
-def test_buffers_map_by_the_same_rules(tmp_path: Path) -> None:
-    run = run_of({"norm": {"scale": numbers(2)}}, NO_STATE, {"norm": {"mean": numbers(2)}})
+def test_a_buffer_needs_no_rule_for_its_collection(tmp_path: Path) -> None:
+    run = run_of(
+        {"norm": {"scale": numbers(2, 3)}},
+        NO_STATE,
+        {"norm": {"mean": numbers(2, 3)}, "seen": numbers(1)},
+        stacks={"norm/scale": 0, "norm/mean": 0},
+    )
     tree = {
-        "params": {"norm": {"scale": numbers(2)}},
-        "batch_stats": {"norm": {"mean": numbers(2)}},
+        "params": {f"norm_{n}": {"scale": numbers(3)} for n in range(2)},
+        "batch_stats": {f"norm_{n}": {"mean": numbers(3, seed=n)} for n in range(2)},
+        "counts": {"seen": numbers(1)},
+        "step": 1,
     }
-    path = saved(tmp_path / "old", tree | {"step": 1})
-    rule = "[[rule]]\nfrom = 'batch_stats/(?P<path>.*)'\nto = '{path}'"
-    assert "buffers/norm/mean" in there_and_back(path, run, rule)
+    found = there_and_back(saved(tmp_path / "old", tree), run)
+    assert np.array_equal(found["buffers/norm/mean"][1], numbers(3, seed=1))
+    assert "buffers/seen" in found
+    by_rule = "[[rule]]\nfrom = 'counts/(?P<path>.*)'\nto = '{path}'"
+    assert "buffers/seen" in there_and_back(tmp_path / "old", run, by_rule)
+
+
+def test_a_buffer_is_never_taken_for_a_parameter(tmp_path: Path) -> None:
+    """An average of the parameters has their names, in a collection beside them."""
+    tree = {"ema": {"a": numbers(2)}, "params": {"b": numbers(2)}, "step": 1}
+    with pytest.raises(UserError) as error:
+        planned(saved(tmp_path / "old", tree), run_of({"a": numbers(2)}, NO_STATE))
+    assert "missing: 1 " in str(error.value)
+    assert "unexpected: 2 " in str(error.value)
+
+
+def test_the_module_of_a_buffer_is_never_taken_for_a_collection(tmp_path: Path) -> None:
+    tree = {"buffers": {"norm": {"mean": numbers(2)}}, "params": {"a": numbers(2)}, "step": 1}
+    run = run_of({"a": numbers(2)}, NO_STATE, {"mean": numbers(2)})
+    with pytest.raises(UserError, match=r"(?s)missing: 1 .*unexpected: 1 "):
+        planned(saved(tmp_path / "old", tree), run)
 
 
 def test_the_step_is_said_by_the_checkpoint_its_folder_or_the_user(tmp_path: Path) -> None:
@@ -189,6 +214,8 @@ def test_dtypes_change_only_where_the_mapping_says_so(tmp_path: Path) -> None:
         ("[[rule]]\nfrom = 'a'\nto = 'b'\nfuse = {parts = ['q']}", "fuse needs a group"),
         ("[[rule]]\nfrom = 'a'\nto = 'b'\nreshape = 1", "expected true or false"),
         ("prefix = 3", "expected a string"),
+        ("fresh = 'a'", "fresh lists regular expressions"),
+        ("fresh = ['(']", "fresh is no regular expression"),
         ("prefix = 'params/other'", "no array's path begins with"),
         ("a =", "cannot be read"),
     ],

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from checkpointed import files, like, restore, save, state_at
+from checkpointed import files, folder, like, restore, save, state_at
+from converted import saved
 
 from trainer_core.errors import UserError
 from trainer_core.run import Run
@@ -39,12 +40,15 @@ def test_all_paths_that_differ_are_listed(run: Run, state: TrainState, warned: A
         "head": {"kernel": jnp.zeros(2)},
     }
     message = refusal(run, attrs.evolve(state, params=params))
-    lines = [line.strip() for line in message.splitlines()[1:-1]]
-    assert lines == [
-        "different:  params/layers/kernel is float32[128, 8], this run has float32[128, 9]",
-        "different:  params/layers/scale is bfloat16[8], this run has float32[8]",
-        "missing:    params/head/kernel float32[2]",
-        "unexpected: params/embed.ding/embedding float32[128, 8]",
+    assert message.splitlines()[1:-1] == [
+        "The config is the same: what the code makes of it has changed.",
+        "missing: 1 (this run needs it, the checkpoint lacks it)",
+        "  params/head/kernel float32[2]",
+        "unexpected: 1 (the checkpoint has it, this run does not)",
+        "  params/embed.ding/embedding float32[128, 8]",
+        "different: 2 (of another shape or dtype)",
+        "  params/layers/kernel is float32[128, 8], this run has float32[128, 9]",
+        "  params/layers/scale is bfloat16[8], this run has float32[8]",
     ]
     assert str(run.directory) in message
     assert warned() == []
@@ -52,11 +56,43 @@ def test_all_paths_that_differ_are_listed(run: Run, state: TrainState, warned: A
 
 def test_another_optimizer_is_named_by_its_state(run: Run, state: TrainState) -> None:
     message = refusal(run, state_at(1, run.mesh, optax.sgd(0.1, momentum=0.9)))
-    assert "missing:    opt_state/0/trace/layers/kernel" in message
-    assert "unexpected: opt_state/1/0/mu/layers/kernel" in message
-    assert "params/" not in message
+    missing, unexpected = message.split("unexpected: ")
+    assert "opt_state/0/trace/layers/kernel" in missing
+    assert "opt_state/1/0/mu/layers/kernel" in unexpected
+    assert "  params/" not in message
+
+
+def test_the_keys_of_the_config_that_explain_it_come_first(run: Run, state: TrainState) -> None:
+    config = {"model": {"layers": 3}, "optimizer": {"use": "adamw"}, "run": {"seed": 4}}
+    wanted = attrs.evolve(state, buffers={})
+    message = refusal(attrs.evolve(run, config=config), wanted).splitlines()
+    assert message[1:5] == [
+        "It was written with another config:",
+        "  model.layers: (not set) -> 3",
+        '  optimizer.use: (not set) -> "adamw"',
+        "unexpected: 2 (the checkpoint has it, this run does not)",
+    ]
+
+
+def test_of_many_paths_twenty_are_listed_the_models_first(run: Run, state: TrainState) -> None:
+    params = {f"layer_{at}": jnp.zeros(1) for at in range(22)}
+    sgd = optax.sgd(0.1, momentum=0.9).init(params)
+    lines = refusal(run, attrs.evolve(state, params=params, opt_state=sgd)).splitlines()
+    head = lines.index("missing: 44 (this run needs it, the checkpoint lacks it)")
+    assert lines[head + 1] == "  params/layer_0 float32[1]"
+    assert lines[head + 20] == "  params/layer_19 float32[1]"
+    assert lines[head + 21] == "  … and 24 more"
 
 
 def test_another_kind_of_key_is_a_difference(run: Run, state: TrainState) -> None:
     message = refusal(run, attrs.evolve(state, key=jax.random.key(0, impl="rbg")))
-    assert "different:  key is key<fry>[], this run has key<rbg>[]" in message
+    assert "  key is key<fry>[], this run has key<rbg>[]" in message
+
+
+def test_what_other_code_wrote_is_neither_damaged_nor_trained_over(run: Run, warned: Any) -> None:
+    wanted = state_at(1, run.mesh)
+    saved(folder(run, 3), {"params": jax.device_get(wanted.params), "step": 3})
+    message = refusal(run, wanted)
+    assert "other code wrote what is in" in message
+    assert "trainer convert" in message
+    assert warned() == []

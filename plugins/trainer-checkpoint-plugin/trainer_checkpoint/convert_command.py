@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainer_core.cli.parsing import at_least
 from trainer_core.cli.settings import add_settings, split
 from trainer_core.errors import UserError
+from trainer_core.signals import interruptible
 
 if TYPE_CHECKING:
     from trainer_checkpoint.convert.into_run import Converted
@@ -70,9 +72,7 @@ def run(arguments: Namespace, context: Context) -> int:
     rules = load_mapping(arguments.mapping)
     recipe, overrides = split(arguments.settings)
     if arguments.to is None:
-        from trainer_checkpoint.convert.into_run import convert_into_run
-
-        converted = convert_into_run(
+        converted = _loaded("into_run").convert_into_run(
             arguments.source,
             recipe,
             overrides,
@@ -84,9 +84,7 @@ def run(arguments: Namespace, context: Context) -> int:
         again = " ".join(["trainer train", *arguments.settings])
         _show(converted, arguments, f"{again} goes on from there")
         return 0
-    from trainer_checkpoint.convert.out_of_run import convert_out_of_run
-
-    written = convert_out_of_run(
+    written = _loaded("out_of_run").convert_out_of_run(
         arguments.source,
         overrides,
         arguments.to,
@@ -97,6 +95,11 @@ def run(arguments: Namespace, context: Context) -> int:
     )
     _show(written, arguments, f"trainer checkpoint show {arguments.to} lists it")
     return 0
+
+
+def _loaded(name: str) -> Any:
+    """Import jax, and what needs it, in a thread that a signal does not reach."""
+    return interruptible(lambda: import_module(f"trainer_checkpoint.convert.{name}"))
 
 
 def _check(arguments: Namespace) -> None:

@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from trainer_checkpoint import tree
 from trainer_checkpoint.digest import checks
 from trainer_checkpoint.meta import FORMAT, DamagedError, unseal
+from trainer_checkpoint.mismatch import check_same
 from trainer_checkpoint.quiet import quiet_reading
 from trainer_checkpoint.steps import DATA, META, META_FILE, STATE, data_file, steps
 from trainer_core.errors import RunError, UserError
@@ -50,11 +51,16 @@ def read_newest(run: Run, directory: Path, like: TrainState) -> Checkpoint | Non
         like: shapes, dtypes and shardings of the state.
 
     Raises:
-        UserError: the checkpoint is of another model or optimizer.
+        UserError: the checkpoint is of another model or optimizer, or other code wrote it.
         RunError: there are checkpoints, and none can be trusted.
     """
     directory = directory.absolute()  # Orbax accepts no other
     found = run.agree(steps(directory))
+    if found and not any((directory / str(step) / META).exists() for step in found):
+        raise UserError(
+            f"other code wrote what is in {directory} (steps {', '.join(map(str, found))}); "
+            f"`trainer convert {directory} RECIPE.toml run.name=NAME` makes a run of the newest"
+        )
     for step in reversed(found):
         try:
             return _read(run, step, directory / str(step), like)
@@ -83,7 +89,7 @@ def _read(run: Run, step: int, path: Path, like: TrainState) -> Checkpoint:
         raise DamagedError("its parameters are not finite")
     leaves: dict[str, Any] = meta["leaves"]
     wanted = tree.by_path(like)
-    tree.check_same(leaves, wanted, str(path))
+    check_same(leaves, tree.described(wanted), str(path), meta["config"], run.config)
     position = _position(path / DATA, run.process, run.processes)
     arrays = _arrays(path / STATE, tree.targets(wanted))
     _verify(arrays, leaves)

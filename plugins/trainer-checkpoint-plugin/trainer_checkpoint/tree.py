@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from trainer_core.errors import UserError
 from trainer_core.types import TrainState
 
 Path: TypeAlias = tuple[str, ...]
@@ -35,35 +34,6 @@ def described(leaves: Mapping[Path, Any]) -> dict[str, dict[str, Any]]:
         "/".join(path): {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
         for path, leaf in leaves.items()
     }
-
-
-def check_same(
-    saved: Mapping[str, Mapping[str, Any]], like: Mapping[Path, Any], where: str
-) -> None:
-    """Check that a checkpoint has the arrays that a run needs.
-
-    Args:
-        saved: `described` of the checkpoint's leaves.
-        like: the leaves that the run needs.
-        where: the checkpoint's path, for the message.
-
-    Raises:
-        UserError: it has not; all differences are listed.
-    """
-    wanted = described(like)
-    lines = [f"  missing:    {path} {_text(wanted[path])}" for path in wanted.keys() - saved.keys()]
-    lines += [f"  unexpected: {path} {_text(saved[path])}" for path in saved.keys() - wanted.keys()]
-    lines += [
-        f"  different:  {path} is {_text(saved[path])}, this run has {_text(wanted[path])}"
-        for path in wanted.keys() & saved.keys()
-        if _text(wanted[path]) != _text(saved[path])
-    ]
-    if lines:
-        raise UserError(
-            f"{where} is of another model or optimizer than this run:\n"
-            + "\n".join(sorted(lines))
-            + "\nGive the run another run.name, or the config that the checkpoint was made with."
-        )
 
 
 def written(leaves: Mapping[Path, Any]) -> dict[Path, jax.Array]:
@@ -112,10 +82,6 @@ def _key(entry: Any) -> str:
         if hasattr(entry, attribute):
             return str(getattr(entry, attribute))
     raise AssertionError(f"unknown key of a pytree: {entry!r}")
-
-
-def _text(leaf: Mapping[str, Any]) -> str:
-    return f"{leaf['dtype']}[{', '.join(map(str, leaf['shape']))}]"
 
 
 def _is_key(leaf: Any) -> bool:

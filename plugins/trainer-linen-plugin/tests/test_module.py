@@ -83,11 +83,7 @@ def test_params_and_buffers_are_plain_dicts_with_string_keys(model: Model, state
     params, buffers = state
     assert type(params) is type(buffers) is dict
     assert set(params) == {"BatchNorm_0", "layers", "out"}
-    assert paths(buffers) == {
-        "batch_stats/BatchNorm_0/mean",
-        "batch_stats/BatchNorm_0/var",
-        "counts/seen",
-    }
+    assert paths(buffers) == {"BatchNorm_0/mean", "BatchNorm_0/var", "seen"}
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
 
 
@@ -115,11 +111,8 @@ def test_buffers_go_on_from_where_the_last_step_left_them(state: Any, terms: Any
     params, buffers = state
     for step in range(1, 4):
         _, after = terms(params, buffers, BATCH, jax.random.key(step), True)
-        assert int(after["counts"]["seen"]) == 8 * step
-        assert not np.array_equal(
-            after["batch_stats"]["BatchNorm_0"]["mean"],
-            buffers["batch_stats"]["BatchNorm_0"]["mean"],
-        )
+        assert int(after["seen"]) == 8 * step
+        assert not np.array_equal(after["BatchNorm_0"]["mean"], buffers["BatchNorm_0"]["mean"])
         assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(
             lambda a: (a.shape, a.dtype), buffers
         )
@@ -274,6 +267,25 @@ def test_a_cache_lives_within_a_call() -> None:
     assert traced(model)[1] == {}
 
 
+def _counting(module: Any, x: jax.Array, train: bool) -> None:
+    # An average of a parameter, two counts of one name, and a count that is alone.
+    module.variable("averages", "kernel", jnp.zeros, (2,))
+    module.param("kernel", nn.initializers.ones, (2,))
+    for collection, name in (("rows", "seen"), ("tokens", "seen"), ("rows", "last")):
+        count = module.variable(collection, name, jnp.zeros, ())
+        if train:
+            count.value += 1 + (collection == "tokens")
+
+
+def test_a_name_in_two_collections_keeps_the_collection_of_a_buffer() -> None:
+    model = as_model(Linear(besides=_counting), BATCH, loss_in_mode)
+    assert paths(model.params) == {"kernel", "out/kernel", "out/bias"}
+    assert paths(model.buffers) == {"averages/kernel", "rows/seen", "tokens/seen", "last"}
+    _, after = model.terms(*model.init(KEY), BATCH, KEY, True)
+    assert after["rows"]["seen"] == after["last"] == 1
+    assert after["tokens"]["seen"] == 2
+
+
 def _losses(module: Any, batch: Any) -> jax.Array:
     scores = jax.nn.log_softmax(module(batch["x"]))
     return -jnp.take_along_axis(scores, batch["labels"][:, None], axis=1)
@@ -329,7 +341,7 @@ def loss_in_mode(module: Any, batch: Any, train: bool) -> dict[str, Term]:
     [
         (_late, r"Linear.terms created counts/late: create it whether `train` is true or not"),
         (_late_parameter, r'Linear: Could not find parameter named "late".*not there at first'),
-        (_growing, r"Linear.terms changed the shape of counts/rows from \(2,\) to \(3,\)"),
+        (_growing, r"Linear.terms changed the shape of rows from \(2,\) to \(3,\)"),
     ],
 )
 def test_state_that_does_not_fit_the_first_is_refused(besides: Any, message: str) -> None:

@@ -1,8 +1,8 @@
-"""Take a Linen module's variables apart into plain dicts with string keys."""
+"""Take a Linen module's variables apart into plain dicts with string keys, and join them again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from flax import errors
 from flax import linen as nn
-from flax.core import unfreeze
 from flax.core.partial_eval import lazy_init
 
 from trainer_core.errors import UserError
@@ -20,22 +19,20 @@ from trainer_core.types import Buffers, ParamInfo, Params
 from trainer_core.user_module import building_raised, carried, nested
 from trainer_linen.boxes import content, is_box
 from trainer_linen.infos import Origin, array_info
+from trainer_linen.variables import Keys, flat, kept, paths
 
-# Collections that live within a call.
-EPHEMERAL = ("intermediates", "losses", "perturbations", "cache")
 _CREATING = (
     "create it whether `train` is true or not, so that it exists at first and is saved, or sow it "
     "into intermediates"
 )
 
-Keys = tuple[str, ...]  # a path, the collection first
-
 
 @attrs.frozen
 class Slot:
-    """One array: where Linen keeps it, and what is known of it."""
+    """One array: where Linen keeps it, its path in the state, and what is known of it."""
 
     keys: Keys
+    path: Keys
     info: ParamInfo
 
 
@@ -61,10 +58,10 @@ class Layout:
         return type(self.module).__qualname__
 
     def param_infos(self) -> dict[str, Any]:
-        return nested((slot.keys[1:], slot.info) for slot in self.params)
+        return nested((slot.path, slot.info) for slot in self.params)
 
     def buffer_infos(self) -> dict[str, Any]:
-        return nested((slot.keys, slot.info) for slot in self.buffers)
+        return nested((slot.path, slot.info) for slot in self.buffers)
 
 
 def layout(
@@ -91,7 +88,7 @@ def layout(
     abstract = jax.eval_shape(lambda: jax.tree.map(_empty, dict(batch)))
 
     def first(rngs: Any, batch: Any) -> Any:
-        return _kept(module.init(rngs, batch, method=method, **options))
+        return kept(module.init(rngs, batch, method=method, **options))
 
     def make(key: jax.Array) -> Any:
         rngs = {"params": key, **seeded(streams, key)}
@@ -102,9 +99,10 @@ def layout(
     try:
         with nn.intercept_methods(_note_origins(origins)):
             variables = jax.eval_shape(make, jax.random.key(0))
+        leaves = dict(flat(variables))
         slots = [
-            Slot(keys, array_info(_path(keys), leaf, keys[0] == "params", origins.get(keys)))
-            for keys, leaf in _flat(variables)
+            Slot(keys, path, _info(keys, path, leaves[keys], origins))
+            for keys, path in paths(leaves).items()
         ]
     except UserError as error:
         # Without JAX's note on its traceback.
@@ -138,9 +136,15 @@ def seeded(streams: Sequence[str], key: jax.Array) -> dict[str, jax.Array]:
 
 def split(variables: Any, parts: Layout) -> tuple[Params, Buffers]:
     """Return first variables as parameters and buffers: nested dicts with string keys."""
-    values = {keys: content(leaf) for keys, leaf in _flat(variables)}
-    params = nested((slot.keys[1:], values[slot.keys]) for slot in parts.params)
-    return params, nested((slot.keys, values[slot.keys]) for slot in parts.buffers)
+    values = {keys: content(leaf) for keys, leaf in flat(variables)}
+    params = nested((slot.path, values[slot.keys]) for slot in parts.params)
+    return params, nested((slot.path, values[slot.keys]) for slot in parts.buffers)
+
+
+def join(parts: Layout, params: Params, buffers: Buffers) -> dict[str, Any]:
+    """Return parameters and buffers as the collections that Linen takes."""
+    collections = nested((slot.keys, _at(buffers, slot.path)) for slot in parts.buffers)
+    return {"params": params, **collections}
 
 
 def buffers_after(variables: Any, parts: Layout) -> Buffers:
@@ -149,25 +153,20 @@ def buffers_after(variables: Any, parts: Layout) -> Buffers:
     Raises:
         UserError: a variable has another shape than at first, or did not exist then.
     """
-    arrays = {keys: content(leaf) for keys, leaf in _flat(variables)}
-    known = [(slot.keys, slot.info) for slot in parts.buffers]
-    return nested(carried(known, arrays, parts.name, _CREATING))
+    known = {slot.keys: slot.path for slot in parts.buffers}
+    arrays = {known.get(keys, keys): content(leaf) for keys, leaf in flat(variables)}
+    buffers = [(slot.path, slot.info) for slot in parts.buffers]
+    return nested(carried(buffers, arrays, parts.name, _CREATING))
 
 
-def _flat(variables: Any) -> Iterator[tuple[Keys, Any]]:
-    """Yield what is trained or saved: its path, the collection first, and the array or box."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(_kept(variables), is_leaf=is_box):
-        keys: Any = tuple(getattr(entry, "key", None) for entry in path)
-        if not all(isinstance(key, str) for key in keys):
-            raise UserError(
-                f"{jax.tree_util.keystr(path)}: hold one array in each variable, or a dict of "
-                f"arrays with string keys"
-            )
-        yield keys, leaf
+def _info(keys: Keys, path: Keys, leaf: Any, origins: Mapping[Keys, Origin]) -> ParamInfo:
+    return array_info("/".join(path), leaf, keys[0] == "params", origins.get(keys))
 
 
-def _kept(variables: Any) -> dict[str, Any]:
-    return {name: tree for name, tree in unfreeze(variables).items() if name not in EPHEMERAL}
+def _at(tree: Any, path: Keys) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree
 
 
 def _note_origins(origins: dict[Keys, Origin]) -> Any:
@@ -190,10 +189,6 @@ def _note_origins(origins: dict[Keys, Origin]) -> Any:
 def _without_a_mesh() -> Any:
     # Linen would take the names in a box for names of mesh axes, under a mesh that is set.
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
-
-
-def _path(keys: Keys) -> str:
-    return "/".join(keys[1:] if keys[0] == "params" else keys)
 
 
 def _why(error: Exception) -> UserError:

@@ -15,7 +15,7 @@ from trainer_core.layers import Constrain, unconstrained
 from trainer_core.loss import MODEL
 from trainer_core.types import Batch, Buffers, Model, Params, Term
 from trainer_core.user_module import checked_terms, method_of, module_summary, no_terms, takes
-from trainer_linen.layout import Layout, buffers_after, layout, no_stream, seeded, split
+from trainer_linen.layout import Layout, buffers_after, join, layout, no_stream, seeded, split
 from trainer_linen.sown import sown_terms, together
 
 Terms: TypeAlias = Callable[..., Mapping[str, Term]]
@@ -34,9 +34,9 @@ def as_model(
 
     The collection `params` is trained. `intermediates`, `losses`, `perturbations` and `cache`
     live only within a call. Every other collection is a buffer: it is saved, and what training
-    leaves in it is there at the next step. Random streams are seeded anew at each call from the
-    step's key and their name, and never saved. A `Term` that is sown into `losses` is a term of
-    the loss.
+    leaves in it is there at the next step. Its path is that of its module and its name, as in
+    NNX. Random streams are seeded anew at each call from the step's key and their name, and never
+    saved. A `Term` that is sown into `losses` is a term of the loss.
 
     Args:
         module: it is initialised by a call of `terms`, on shapes alone.
@@ -113,7 +113,7 @@ def _apply(
     """Call a method of the module; return what it returned, and its collections after."""
     try:
         found: tuple[Any, Mapping[str, Any]] = parts.module.apply(
-            {"params": params, **buffers},
+            join(parts, params, buffers),
             batch,
             method=method,
             rngs=seeded(parts.streams, key),

@@ -28,7 +28,8 @@ def described_checkpoint(stored: Stored, prefix: str | None, known: Collection[s
     specs = {path: Spec(leaf.shape, leaf.dtype) for path, leaf in stored.leaves.items()}
     ours = stored.meta is not None and prefix is None
     side = side_of_run(specs) if ours else side_of_others(specs, prefix, known)
-    return Described(str(stored.path), specs, side)
+    config = None if stored.meta is None else stored.meta["config"]
+    return Described(str(stored.path), specs, side, config=config)
 
 
 def described_program(program: Program) -> Described:
@@ -41,7 +42,7 @@ def described_program(program: Program) -> Described:
     infos = {**tree.flat(model.params), **tree.flat(model.buffers)}
     axes = {"/".join(path): _stack_axis(info) for path, info in infos.items()}
     name = f"the run {program.run.directory}"
-    return Described(name, specs, side_of_run(specs), axes)
+    return Described(name, specs, side_of_run(specs), axes, program.run.config)
 
 
 def step_of(stored: Stored, described: Described, step: int | None) -> int | None:

@@ -32,6 +32,8 @@ from trainer_core.program import Program, build_program
 from trainer_core.signals import interruptible
 from trainer_core.types import TrainState
 
+_NEW_RUN = "convert begins a new run: run.name=NAME"
+
 
 @attrs.frozen(kw_only=True)
 class Converted:
@@ -75,7 +77,7 @@ def convert_into_run(
     Raises:
         UserError: it does not fit, or the directory has checkpoints; nothing was written.
     """
-    found = stored.look(source)
+    found = interruptible(lambda: stored.look(source))
     config = load_config(recipe, overrides)
     # It shall not show what a training run shows.
     quiet = load_config(recipe, [*overrides, "plugins.progress=false"])
@@ -88,10 +90,10 @@ def convert_into_run(
         if dry:
             return Converted(plan=plan, specs=target.specs, directory=config.directory, step=given)
         phase("reading")
-        arrays = plan.carry_out(stored.read(found))
+        arrays = interruptible(lambda: plan.carry_out(stored.read(found)))
         _check_finite(arrays)
         phase("writing")
-        state = _state(program, arrays, given, fresh_optimizer)
+        state = interruptible(lambda: _state(program, plan, arrays, given, fresh_optimizer))
         write_directory(config, program)
         made = int(state.step)
         hooks.save(run=program.run, step=made, state=state, data=program.data)
@@ -101,12 +103,12 @@ def convert_into_run(
 def _check_place(config: Config) -> None:
     if config.chosen["checkpoint"].candidate.name == "none":
         raise UserError('[checkpoint] use = "none" saves nothing; convert needs one that does')
-    check_directory(config, accept_changes=False)
+    check_directory(config, accept_changes=False, remedy=_NEW_RUN)
     there = steps(config.directory / "checkpoints")
     if there:
         raise UserError(
             f"{config.directory} has checkpoints already (steps {', '.join(map(str, there))}); "
-            f"convert begins a new run: run.name=NAME"
+            f"{_NEW_RUN}"
         )
 
 
@@ -136,12 +138,21 @@ def _opened(config: Config) -> Iterator[tuple[Program, Hooks]]:
 
 
 def _state(
-    program: Program, arrays: Mapping[str, NDArray[Any]], step: int | None, fresh_optimizer: bool
+    program: Program,
+    plan: Plan,
+    arrays: Mapping[str, NDArray[Any]],
+    given: int | None,
+    fresh_optimizer: bool,
 ) -> TrainState:
     """Place what was converted, and derive the rest from the parameters, as a new run does."""
     abstract, shardings = program.abstract_state, program.shardings.state
-    if step is not None:
-        arrays = {**arrays, "step": np.asarray(step, np.int32)}
+    step = np.asarray(arrays["step"] if given is None else given, np.int32)
+    arrays = {**arrays, "step": step, **dict.fromkeys(plan.counted, step)}
+    if plan.begun:
+        first = {
+            "/".join(path): leaf for path, leaf in tree.by_path(program.initial_state()).items()
+        }
+        arrays |= {path: first[path] for path in plan.begun}
     params = _part(arrays, abstract, "params")
     derive = jax.jit(program.optimizer.init, out_shardings=shardings.opt_state)
     key = jax.jit(lambda: program.initial_state().key, out_shardings=shardings.key)

@@ -8,49 +8,8 @@ from collections.abc import Iterable, Mapping
 import attrs
 
 from trainer_checkpoint.convert.mapping import LAYER, PART, Rule, fields
-from trainer_checkpoint.convert.paths import in_order, spelled, without_number
-
-_PLAIN = Rule(re.compile(""))
-
-
-@attrs.frozen
-class Link:
-    """Names that go together.
-
-    Attributes:
-        sources: layer by layer, and in each layer the parts in order.
-        targets: likewise.
-        rule: by which; its operations belong to one layer.
-        stacked: the number of layers that each target stacks; 0: none.
-        unstacked: the number of layers that each source gives; 0: none.
-        axis: of the layers.
-    """
-
-    sources: tuple[str, ...]
-    targets: tuple[str, ...]
-    rule: Rule = _PLAIN
-    stacked: int = 0
-    unstacked: int = 0
-    axis: int = 0
-
-
-@attrs.frozen
-class Targets:
-    """The names of the model's arrays on the other side.
-
-    Attributes:
-        axes: for each name, the axis that stacks equal layers; None: there is none.
-    """
-
-    axes: Mapping[str, int | None]
-
-    def numbered(self) -> dict[str, list[tuple[int, str]]]:
-        """Return, for each name without its number, the numbered names."""
-        found: dict[str, list[tuple[int, str]]] = {}
-        for name in self.axes:
-            for form, number in without_number(name):
-                found.setdefault(form, []).append((number, name))
-        return found
+from trainer_checkpoint.convert.paths import in_order
+from trainer_checkpoint.convert.targets import Link, Targets
 
 
 @attrs.define
@@ -68,8 +27,20 @@ class Links:
     wrong: list[tuple[str, str]] = attrs.field(factory=list)
 
 
-def link(names: Iterable[str], targets: Targets, rules: Iterable[Rule]) -> Links:
-    """Find the target of every name; one that has none is in no link."""
+def link(
+    names: Iterable[str],
+    targets: Targets,
+    rules: Iterable[Rule],
+    short: Mapping[str, str] | None = None,
+) -> Links:
+    """Find the target of every name; one that has none is in no link.
+
+    Args:
+        names: of the source's arrays.
+        targets: those of the other side.
+        rules: the first that matches a name decides.
+        short: names without the collection of a buffer; a rule sees the whole name.
+    """
     links, rules = Links(), tuple(rules)
     ruled: dict[tuple[int, tuple[str, ...]], list[tuple[re.Match[str], str]]] = {}
     alone = []
@@ -83,7 +54,7 @@ def link(names: Iterable[str], targets: Targets, rules: Iterable[Rule]) -> Links
             ruled.setdefault((index, _filled(rules[index], match)), []).append((match, name))
     for (index, filled), members in ruled.items():
         _by_rule(rules[index], filled, members, targets, links)
-    _by_themselves(alone, targets, links)
+    _by_themselves(alone, targets, short or {}, links)
     _check_taken_once(links)
     return links
 
@@ -162,29 +133,19 @@ def _ordered(
     return None if why else tuple(places[place] for place in wanted)
 
 
-def _by_themselves(names: list[str], targets: Targets, links: Links) -> None:
-    spellings = {spelled(name): name for name in targets.axes}
-    numbered = targets.numbered()
+def _by_themselves(
+    names: list[str], targets: Targets, short: Mapping[str, str], links: Links
+) -> None:
+    buffers = targets.of_buffers()
     stacks: dict[str, list[tuple[int, str]]] = {}
     for name in names:
-        stack = next(
-            (
-                (form, number)
-                for form, number in without_number(name)
-                if targets.axes.get(form) is not None
-            ),
-            None,
-        )
-        if name in targets.axes:
-            links.found.append(Link((name,), (name,)))
-        elif spelled(name) in spellings:
-            links.found.append(Link((name,), (spellings[spelled(name)],)))
-        elif stack is not None:
-            stacks.setdefault(stack[0], []).append((stack[1], name))
-        elif name in numbered:
-            layers = sorted(numbered[name])
-            into = tuple(target for _, target in layers)
-            links.found.append(Link((name,), into, unstacked=len(into)))
+        found = targets.find(name, name)
+        if found is None and name in short:
+            found = buffers.find(short[name], name)
+        if isinstance(found, Link):
+            links.found.append(found)
+        elif found is not None:
+            stacks.setdefault(found[0], []).append((found[1], name))
     for form, layers in stacks.items():
         _stack(form, sorted(layers), targets, links)
 

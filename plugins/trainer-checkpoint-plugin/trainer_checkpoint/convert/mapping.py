@@ -83,11 +83,13 @@ class Mapping:
         rules: in order.
         prefix: what the paths of the source's parameters begin with; None: it is found out.
         cast: whether arrays may get another dtype.
+        fresh: the run's own names that begin with first values, where nothing fills them.
     """
 
     rules: tuple[Rule, ...] = ()
     prefix: str | None = None
     cast: bool = False
+    fresh: tuple[re.Pattern[str], ...] = ()
 
 
 def load_mapping(path: Path | None) -> Mapping:
@@ -102,7 +104,7 @@ def load_mapping(path: Path | None) -> Mapping:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"the mapping {path} cannot be read: {error}") from error
-    _check_keys(table, ("rule", "prefix", "cast"), str(path))
+    _check_keys(table, ("rule", "prefix", "cast", "fresh"), str(path))
     rules = table.get("rule", [])
     if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
         raise UserError(f"{path}: rules are written as [[rule]]")
@@ -113,6 +115,7 @@ def load_mapping(path: Path | None) -> Mapping:
         rules=tuple(_rule(rule, f"rule {at} of {path}") for at, rule in enumerate(rules, 1)),
         prefix=prefix,
         cast=_typed(table, "cast", bool, str(path)),
+        fresh=_fresh(table, str(path)),
     )
 
 
@@ -121,15 +124,26 @@ def fields(template: str) -> set[str]:
     return {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
 
 
+def _fresh(table: Dict[str, Any], place: str) -> tuple[re.Pattern[str], ...]:
+    listed = table.get("fresh", [])
+    if not isinstance(listed, list) or not all(isinstance(each, str) for each in listed):
+        raise UserError(f"{place}: fresh lists regular expressions: fresh = ['head/.*']")
+    return tuple(_pattern(each, f"{place}: fresh") for each in listed)
+
+
+def _pattern(text: str, place: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise UserError(f"{place} is no regular expression: {error}") from error
+
+
 _KEYS = ("from", "to", "transpose", "reshape", "split", "fuse", "stack_axis", "drop")
 
 
 def _rule(table: Dict[str, Any], place: str) -> Rule:
     _check_keys(table, _KEYS, place)
-    try:
-        pattern = re.compile(_typed(table, "from", str, place))
-    except re.error as error:
-        raise UserError(f"{place}: from is no regular expression: {error}") from error
+    pattern = _pattern(_typed(table, "from", str, place), f"{place}: from")
     if not pattern.pattern:
         raise UserError(f"{place} needs from = '…', a regular expression for the source's paths")
     rule = Rule(

@@ -20,6 +20,7 @@ from trainer_checkpoint.convert.planning import make_plan
 from trainer_checkpoint.quiet import quiet
 from trainer_core.cli.reading import Reading, read_run
 from trainer_core.errors import UserError
+from trainer_core.signals import interruptible
 
 
 @attrs.frozen(kw_only=True)
@@ -66,7 +67,7 @@ def convert_out_of_run(
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} exists already; --to takes a new directory")
-    form = None if like is None else stored.look(like)
+    form = None if like is None else interruptible(lambda: stored.look(like))
     with read_run(run, overrides) as reading:
         if form is None:
             plan, specs = _own_form(reading)
@@ -76,23 +77,25 @@ def convert_out_of_run(
             forward = make_plan(origin, target, rules, fresh_optimizer)
             plan, specs = forward.inverse(), origin.specs
         if not dry:
-            made = plan.carry_out(_arrays(reading))
-            nested = tree.nested({tuple(path.split("/")): array for path, array in made.items()})
-            _write(directory, nested if form is None else stored.filled(form, made))
+            interruptible(lambda: _write(directory, _filled(plan, reading, form)))
         return Written(plan=plan, specs=specs, directory=directory, step=reading.step)
 
 
 def _own_form(reading: Reading) -> tuple[Plan, Mapping[str, Spec]]:
-    """Parameters, optimizer, step, and the buffers: those of Linen beside the parameters."""
+    """Parameters, buffers, optimizer and step, as the run has them."""
     described = described_program(reading.program)
-    named = {
-        path: path.removeprefix("buffers/") if path.startswith("buffers/batch_stats/") else path
-        for path in described.specs
-        if path not in described.side.run_only
+    specs = {
+        path: spec for path, spec in described.specs.items() if path not in described.side.run_only
     }
-    entries = tuple(Entry((path,), (name,)) for path, name in named.items())
-    specs = {name: described.specs[path] for path, name in named.items()}
+    entries = tuple(Entry((path,), (path,)) for path in specs)
     return Plan(entries, ignored=described.side.run_only), specs
+
+
+def _filled(plan: Plan, reading: Reading, form: stored.Stored | None) -> Any:
+    made = plan.carry_out(_arrays(reading))
+    if form is not None:
+        return stored.filled(form, made)
+    return tree.nested({tuple(path.split("/")): array for path, array in made.items()})
 
 
 def _arrays(reading: Reading) -> dict[str, NDArray[Any]]:

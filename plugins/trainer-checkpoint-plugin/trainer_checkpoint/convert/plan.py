@@ -46,7 +46,9 @@ class Plan:
         dropped: source paths that a rule drops.
         ignored: source paths that are not taken by the nature of things: the key of a run, an
             optimizer that is to begin anew.
-        fresh: target paths to which the run gives first values.
+        fresh: target paths to which the run gives first values, by the nature of things.
+        begun: likewise, because the mapping says so.
+        counted: target paths of counters that get the number of steps: the source has none.
         absent: target paths that are not written: on the way here they were left out.
     """
 
@@ -54,12 +56,15 @@ class Plan:
     dropped: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
+    begun: tuple[str, ...] = ()
+    counted: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
 
     def inverse(self) -> Plan:
         """Return the way back: what was left out cannot come back, what began anew is left."""
         back = tuple(entry.inverse() for entry in self.entries)
-        return Plan(back, ignored=self.fresh, absent=self.dropped + self.ignored)
+        began = self.fresh + self.begun + self.counted
+        return Plan(back, ignored=began, absent=self.dropped + self.ignored)
 
     def carry_out(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return the target arrays by path.

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import attrs
 
-from trainer_checkpoint.convert.links import Link, Links, Targets, link
+from trainer_checkpoint.convert.links import Links, link
 from trainer_checkpoint.convert.mapping import Mapping as Rules
 from trainer_checkpoint.convert.operations import Operation
 from trainer_checkpoint.convert.plan import Entry, Plan, Spec
 from trainer_checkpoint.convert.problems import Problems
 from trainer_checkpoint.convert.shaping import agreement, operations
 from trainer_checkpoint.convert.sides import Side
+from trainer_checkpoint.convert.targets import Link, Targets
+from trainer_checkpoint.mismatch import changed_config
+
+_COUNT = "count"  # as every state of optax calls it
 
 
 @attrs.frozen
@@ -24,12 +29,14 @@ class Described:
         specs: of each array, by path.
         side: what each of them is.
         axes: for each name of the model, the axis that stacks layers; only the target needs it.
+        config: of the run; None: it is none of ours.
     """
 
     name: str
     specs: Mapping[str, Spec]
     side: Side
     axes: Mapping[str, int | None] = attrs.field(factory=dict)
+    config: Mapping[str, Any] | None = None
 
 
 def make_plan(source: Described, target: Described, rules: Rules, fresh_optimizer: bool) -> Plan:
@@ -45,7 +52,8 @@ def make_plan(source: Described, target: Described, rules: Rules, fresh_optimize
     """
     planner = _Planner(source, target, rules)
     planner.drop_by_path()
-    links = link(source.side.model, Targets(target.axes), rules.rules)
+    targets = Targets(target.axes, target.side.buffers)
+    links = link(source.side.model, targets, rules.rules, source.side.short)
     planner.take_model(links)
     if fresh_optimizer:
         planner.ignored += planner.left(source.side.optimizer)
@@ -53,9 +61,11 @@ def make_plan(source: Described, target: Described, rules: Rules, fresh_optimize
     else:
         planner.take_slots(links)
         planner.take_others()
+        planner.count_steps()
     planner.take_together(source.side.steps, target.side.steps)
     if not source.side.steps:
         planner.fresh += target.side.steps  # the user, or the folder's name, says it
+    planner.begin_anew()
     planner.ignored += source.side.run_only
     planner.fresh += target.side.run_only
     return planner.finished()
@@ -68,7 +78,11 @@ class _Planner:
         self.dropped: list[str] = []
         self.ignored: list[str] = []
         self.fresh: list[str] = []
-        self.problems = Problems(source.name, target.name)
+        self.begun: list[str] = []
+        self.counted: list[str] = []
+        old, new = source.config, target.config
+        reasons = [] if old is None or new is None else changed_config(old, new)
+        self.problems = Problems(source.name, target.name, reasons)
         self._touched: set[str] = set()  # of the source: nothing more is to be said of these
         self._filled: set[str] = set()
 
@@ -107,6 +121,19 @@ class _Planner:
         for name, paths in self.source.side.others.items():
             self.take_together(self.left(paths), self.target.side.others.get(name, []))
 
+    def count_steps(self) -> None:
+        """An optimizer with a constant rate counts nothing, and the schedule of a run does."""
+        if _COUNT not in self.source.side.others:
+            self.counted += self.target.side.others.get(_COUNT, [])
+
+    def begin_anew(self) -> None:
+        """With what the optimizer keeps for it."""
+        side = self.target.side
+        for name, path in side.model.items():
+            if path not in self._filled and any(p.fullmatch(name) for p in self.rules.fresh):
+                slots = (slot[name] for slot in side.slots.values() if name in slot)
+                self.begun += [path, *(each for each in slots if each not in self.fresh)]
+
     def take_together(self, sources: Sequence[str], targets: Sequence[str]) -> None:
         """Pair them in order; where their numbers differ, all of the sources must agree."""
         if not sources or not targets:
@@ -122,7 +149,7 @@ class _Planner:
 
     def finished(self) -> Plan:
         used = self._touched | set(self.ignored)
-        given = self._filled | set(self.fresh)
+        given = self._filled.union(self.fresh, self.begun, self.counted)
         for path in self.source.specs.keys() - used:
             self.problems.unexpected(path, self.source.specs[path])
         for path in self.target.specs.keys() - given:
@@ -133,6 +160,8 @@ class _Planner:
             dropped=tuple(self.dropped),
             ignored=tuple(self.ignored),
             fresh=tuple(self.fresh),
+            begun=tuple(self.begun),
+            counted=tuple(self.counted),
         )
 
     def _drop(self, path: str) -> None:

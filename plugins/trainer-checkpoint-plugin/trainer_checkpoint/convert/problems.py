@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from trainer_checkpoint.convert.paths import in_order, pattern_of
+from trainer_checkpoint.convert.paths import pattern_of
 from trainer_checkpoint.convert.plan import Spec
+from trainer_checkpoint.mismatch import listed
 from trainer_core.errors import UserError
-
-_SHOWN = 20  # of each kind
 
 
 class Problems:
@@ -16,10 +15,11 @@ class Problems:
 
     Args:
         source, target: what to call the two sides.
+        reasons: lines that may explain it all.
     """
 
-    def __init__(self, source: str, target: str) -> None:
-        self._source, self._target = source, target
+    def __init__(self, source: str, target: str, reasons: Sequence[str]) -> None:
+        self._source, self._target, self._reasons = source, target, reasons
         self._missing: dict[str, str] = {}
         self._unexpected: dict[str, str] = {}
         self._different: dict[str, str] = {}
@@ -55,7 +55,7 @@ class Problems:
             ("different", "of another shape or dtype", self._different),
         )
         of_optimizer = source.keys() | target.keys()
-        lines = [line for each in kinds for line in _listed(*each, of_optimizer)]
+        lines = [line for each in kinds for line in listed(*each, of_optimizer)]
         if not lines:
             return
         problems = self._missing | self._unexpected | self._different
@@ -66,23 +66,14 @@ class Problems:
                 f"Only the optimizer's state does not fit: it has {has}, and the run needs "
                 f"{needs}. --fresh-optimizer begins with a new one."
             )
-        lines.append("Give a mapping (--mapping FILE.toml), or the config of the same model.")
+        lines.append(
+            "Give the config of the same model, or a mapping (--mapping FILE.toml): it renames, "
+            "`drop`s what only the checkpoint has, and lists as `fresh` what only the run has."
+        )
         raise UserError(
             f"{self._source} does not become {self._target}; nothing was written:\n"
-            + "\n".join(lines)
+            + "\n".join([*self._reasons, *lines])
         )
-
-
-def _listed(
-    kind: str, meaning: str, problems: Mapping[str, str], of_optimizer: Collection[str]
-) -> list[str]:
-    """Return a head and the first of the problems: the model's before what follows from them."""
-    if not problems:
-        return []
-    paths = sorted(problems, key=lambda path: (path in of_optimizer, in_order(path)))
-    shown = [f"  {problems[path]}" for path in paths[:_SHOWN]]
-    more = [f"  … and {len(paths) - _SHOWN} more"] if len(paths) > _SHOWN else []
-    return [f"{kind}: {len(paths)} ({meaning})", *shown, *more]
 
 
 def _kinds(kinds: Mapping[str, str], problems: Mapping[str, str]) -> str:

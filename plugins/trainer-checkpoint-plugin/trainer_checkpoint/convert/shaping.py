@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trainer_checkpoint.convert.links import Link
 from trainer_checkpoint.convert.operations import (
     Agree,
     Cast,
@@ -20,6 +19,7 @@ from trainer_checkpoint.convert.operations import (
     Unstack,
 )
 from trainer_checkpoint.convert.plan import Spec
+from trainer_checkpoint.convert.targets import Link
 
 
 def operations(

@@ -28,6 +28,8 @@ class Side:
             keeps its parameters: `params/params/a/kernel` is `a/kernel`.
         slots: what the optimizer keeps for each parameter, by the parameter's name: the path.
         others: what else the optimizer has, by the last key: the paths in order.
+        buffers: the names in `model` that are no parameters, where that is known.
+        short: the name without its collection (`batch_stats`), of what stands beside parameters.
         steps: where the number of steps stands.
         run_only: the key and the extra state of a run of ours.
     """
@@ -35,6 +37,8 @@ class Side:
     model: Mapping[str, str]
     slots: Mapping[Slot, Mapping[str, str]]
     others: Mapping[str, list[str]]
+    buffers: tuple[str, ...] = ()
+    short: Mapping[str, str] = attrs.field(factory=dict)
     steps: tuple[str, ...] = ()
     run_only: tuple[str, ...] = ()
 
@@ -57,6 +61,7 @@ def side_of_run(paths: Iterable[str]) -> Side:
         model=model,
         slots=slots,
         others=others,
+        buffers=tuple(name for name, path in model.items() if path.startswith("buffers/")),
         steps=tuple(path for path in paths if path == "step"),
         run_only=tuple(path for path in paths if path.split("/")[0] in _OF_THE_RUN),
     )
@@ -103,6 +108,12 @@ def side_of_others(paths: Iterable[str], prefix: str | None, known: Collection[s
         model={name: path for path, name in names.items()},
         slots=slots,
         others=others,
+        short={
+            name: name.partition("/")[2]
+            for path, name in names.items()
+            # What a run wrote as `buffers/…` has no collection in front.
+            if "/" in name and not path.startswith((root, f"{wrapper}buffers/"))
+        },
         steps=tuple(path for path in paths if path in steps),
     )
 

@@ -15,9 +15,11 @@ _LEFT = (
     ("dropped", "dropped by a rule"),
     ("ignored", "not taken over"),
     ("fresh", "not from the checkpoint"),
+    ("begun", "begins anew, as the mapping says"),
+    ("counted", "the number of steps"),
     ("absent", "not written"),
 )
-_OF_THE_TARGET = ("fresh", "absent")
+_OF_THE_TARGET = ("fresh", "begun", "counted", "absent")
 
 
 def as_json(plan: Plan, specs: Mapping[str, Spec]) -> dict[str, Any]:

@@ -1,0 +1,92 @@
+"""What to say where a checkpoint does not fit: why, and the first paths of each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from trainer_checkpoint.convert.paths import in_order
+from trainer_core.directory import differences
+from trainer_core.errors import UserError
+
+_SHOWN = 20  # of each kind
+_SHAPING = ("model", "data", "optimizer", "step", "accumulate", "plugins")  # tables
+
+Described = Mapping[str, Mapping[str, Any]]
+
+
+def check_same(
+    saved: Described,
+    wanted: Described,
+    where: str,
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+) -> None:
+    """Check that a checkpoint has the arrays that a run needs.
+
+    Args:
+        saved, wanted: `tree.described` of the checkpoint's leaves, and of those of the run.
+        where: the checkpoint's path, for the message.
+        old, new: the config that the checkpoint was written with, and that of the run.
+
+    Raises:
+        UserError: it has not; says what differs in the configs, and in the arrays.
+    """
+    missing = {path: f"{path} {_text(wanted[path])}" for path in wanted.keys() - saved.keys()}
+    unexpected = {path: f"{path} {_text(saved[path])}" for path in saved.keys() - wanted.keys()}
+    different = {
+        path: f"{path} is {_text(saved[path])}, this run has {_text(wanted[path])}"
+        for path in wanted.keys() & saved.keys()
+        if _text(wanted[path]) != _text(saved[path])
+    }
+    if not (missing or unexpected or different):
+        return
+    last = {path for path in {*saved, *wanted} if not path.startswith(("params/", "buffers/"))}
+    lines = [
+        f"{where} is of another model or optimizer than this run; nothing was written.",
+        *changed_config(old, new),
+        *listed("missing", "this run needs it, the checkpoint lacks it", missing, last),
+        *listed("unexpected", "the checkpoint has it, this run does not", unexpected, last),
+        *listed("different", "of another shape or dtype", different, last),
+        "Give the run another run.name, or the config that the checkpoint was made with. Or make "
+        "a new run of this one: `trainer convert RUN RECIPE.toml run.name=NAME`, with --mapping "
+        "FILE.toml for other names or --fresh-optimizer for another optimizer.",
+    ]
+    raise UserError("\n".join(lines))
+
+
+def changed_config(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return what may explain that the arrays of two runs differ."""
+    found = differences(_shaping(old), _shaping(new))
+    if not found:
+        return ["The config is the same: what the code makes of it has changed."]
+    return ["It was written with another config:", *(f"  {line}" for line in found.values())]
+
+
+def _shaping(config: Mapping[str, Any]) -> dict[str, Any]:
+    tables = {name: table for name, table in config.items() if name in _SHAPING}
+    # One that is off shapes nothing, and commands that read a run switch the display off.
+    on = {name: plugin for name, plugin in tables.get("plugins", {}).items() if plugin is not False}
+    return tables | {"plugins": on}
+
+
+def listed(
+    kind: str, meaning: str, problems: Mapping[str, str], last: Collection[str]
+) -> list[str]:
+    """Return a head and the first of some problems, by path.
+
+    Args:
+        kind, meaning: of the problems.
+        problems: path to text.
+        last: paths to list after all others: what follows from them, as the optimizer's state.
+    """
+    if not problems:
+        return []
+    paths = sorted(problems, key=lambda path: (path in last, in_order(path)))
+    shown = [f"  {problems[path]}" for path in paths[:_SHOWN]]
+    more = [f"  … and {len(paths) - _SHOWN} more"] if len(paths) > _SHOWN else []
+    return [f"{kind}: {len(paths)} ({meaning})", *shown, *more]
+
+
+def _text(leaf: Mapping[str, Any]) -> str:
+    return f"{leaf['dtype']}[{', '.join(map(str, leaf['shape']))}]"
