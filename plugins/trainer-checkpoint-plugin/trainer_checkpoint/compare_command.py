@@ -1,0 +1,119 @@
+"""`trainer compare`: where two runs part, step by step and path by path."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer_core.cli.parsing import at_least, number_at_least
+from trainer_core.errors import UserError
+
+if TYPE_CHECKING:
+    from trainer_checkpoint.comparing.report import Report
+    from trainer_core.cli.failures import Context
+    from trainer_core.cli.parsing import Parser
+
+SUMMARY = "compare two runs: losses, gradient norms, and the first path that differs"
+
+
+def configure(parser: Parser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "sides",
+        metavar="A B KEY=VALUE",
+        nargs="+",
+        help="two runs to read, or recipes to train; KEY=VALUE is set in each recipe",
+    )
+    parser.add_argument(
+        "--steps",
+        metavar="N",
+        type=at_least(1),
+        help="compare, and train, no further; the schedules stay those of the whole run",
+    )
+    parser.add_argument(
+        "--into",
+        metavar="DIRECTORY",
+        type=Path,
+        help="a new folder to keep what is trained, in a run each; else it is deleted",
+    )
+    parser.add_argument(
+        "--tolerance",
+        metavar="X",
+        type=number_at_least(0),
+        default=0.0,
+        help="the largest absolute difference that counts as none",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.examples = [
+        ("trainer compare runs/linen runs/nnx", "exit code 1 where they differ"),
+        ("trainer compare linen.toml nnx.toml --steps 20", "train both, and compare"),
+        ("trainer compare runs/old recipe.toml --steps 20", "does it still train as it did?"),
+    ]
+
+
+def run(arguments: Namespace, context: Context) -> int:
+    """Compare, and print what was found: 0 where they are equal, 1 where they are not."""
+    del context
+    names, overrides = _sides(arguments)
+    if arguments.into is not None:
+        report = _compare(names, overrides, arguments, arguments.into)
+    else:
+        with tempfile.TemporaryDirectory(prefix="trainer-compare-") as folder:
+            report = _compare(names, overrides, arguments, Path(folder))
+    return int(report.differ)
+
+
+def _sides(arguments: Namespace) -> tuple[list[str], list[str]]:
+    names = [text for text in arguments.sides if "=" not in text]
+    overrides = [text for text in arguments.sides if "=" in text]
+    if len(names) != 2:
+        raise UserError(f"compare takes two runs or recipes, not {len(names)}")
+    if not any(map(_is_recipe, names)):
+        given = [*overrides[:1], *(["--into"] if arguments.into is not None else [])]
+        if given:
+            raise UserError(f"{given[0]} is for a recipe that is trained here; {names[0]} is none")
+    if arguments.into is not None and arguments.into.exists():
+        raise UserError(f"{arguments.into} exists already; give --into a new folder")
+    return names, overrides
+
+
+def _compare(
+    names: Sequence[str], overrides: Sequence[str], arguments: Namespace, folder: Path
+) -> Report:
+    from trainer_checkpoint.comparing.page import print_out
+    from trainer_checkpoint.comparing.report import as_json, compare
+    from trainer_checkpoint.comparing.side import read_side
+    from trainer_checkpoint.comparing.training import check_recipes, train
+    from trainer_core.cli.reading import recipe_of
+    from trainer_core.cli.waiting import waiting
+    from trainer_core.terminal.output import say
+
+    recipes = [Path(name) for name in names if _is_recipe(name)]
+    for name in names:
+        if not _is_recipe(name):
+            recipe_of(Path(name))  # nothing is trained to be compared with what is no run
+    check_recipes(recipes, overrides)
+    places = {}
+    for letter, name in zip("AB", names, strict=True):
+        places[letter] = folder / letter if _is_recipe(name) else Path(name)
+        if _is_recipe(name):
+            train(Path(name), places[letter], overrides, arguments.steps)
+    with waiting("comparing"):
+        a, b = (
+            read_side(name, place, arguments.steps)
+            for name, place in zip(names, places.values(), strict=True)
+        )
+        report = compare(a, b, arguments.tolerance)
+    if arguments.json:
+        say(json.dumps(as_json(report), indent=2))
+    else:
+        print_out(report, is_kept=not recipes or arguments.into is not None)
+    return report
+
+
+def _is_recipe(name: str) -> bool:
+    return name.endswith(".toml")
