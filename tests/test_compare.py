@@ -189,7 +189,7 @@ def test_a_torn_last_line_is_left_out_and_any_other_is_an_error(compare: Any) ->
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["a"], "compare takes two runs or recipes, not 1"),
+        (["a"], "compare takes two runs, logs or recipes, not 1"),
         (["a", "."], "is no run directory: it has no config.toml"),
         (["a", "none"], "none does not exist; the newest runs are"),
         (["a", "none.toml"], "there is no recipe none.toml"),

@@ -26,7 +26,8 @@ def configure(parser: Parser) -> None:
         "sides",
         metavar="A B KEY=VALUE",
         nargs="+",
-        help="two runs to read, or recipes to train; KEY=VALUE is set in each recipe",
+        help="two runs to read, logs (.jsonl) of other code, or recipes (.toml) to train; "
+        "KEY=VALUE is set in each recipe",
     )
     parser.add_argument(
         "--steps",
@@ -52,6 +53,7 @@ def configure(parser: Parser) -> None:
         ("trainer compare runs/linen runs/nnx", "exit code 1 where they differ"),
         ("trainer compare linen.toml nnx.toml --steps 20", "train both, and compare"),
         ("trainer compare runs/old recipe.toml --steps 20", "does it still train as it did?"),
+        ("trainer compare old.jsonl runs/new --tolerance 1e-5", "the log of another trainer"),
     ]
 
 
@@ -71,7 +73,7 @@ def _sides(arguments: Namespace) -> tuple[list[str], list[str]]:
     names = [text for text in arguments.sides if "=" not in text]
     overrides = [text for text in arguments.sides if "=" in text]
     if len(names) != 2:
-        raise UserError(f"compare takes two runs or recipes, not {len(names)}")
+        raise UserError(f"compare takes two runs, logs or recipes, not {len(names)}")
     if not any(map(_is_recipe, names)):
         given = [*overrides[:1], *(["--into"] if arguments.into is not None else [])]
         if given:
@@ -88,25 +90,23 @@ def _compare(
     from trainer_checkpoint.comparing.report import as_json, compare
     from trainer_checkpoint.comparing.side import read_side
     from trainer_checkpoint.comparing.training import check_recipes, train
-    from trainer_core.cli.reading import recipe_of
     from trainer_core.cli.waiting import waiting
     from trainer_core.terminal.output import say
 
-    recipes = [Path(name) for name in names if _is_recipe(name)]
+    recipes = [name for name in names if _is_recipe(name)]
     for name in names:
-        if not _is_recipe(name):
-            recipe_of(Path(name))  # nothing is trained to be compared with what is no run
+        if name not in recipes:
+            read_side(name, Path(name), arguments.steps)  # before anything is trained beside it
     check_recipes(recipes, overrides)
-    places = {}
-    for letter, name in zip("AB", names, strict=True):
-        places[letter] = folder / letter if _is_recipe(name) else Path(name)
-        if _is_recipe(name):
-            train(Path(name), places[letter], overrides, arguments.steps)
+    places = [
+        folder / letter if name in recipes else Path(name)
+        for letter, name in zip("AB", names, strict=True)
+    ]
+    for name, place in zip(names, places, strict=True):
+        if name in recipes:
+            train(name, place, overrides, arguments.steps)
     with waiting("comparing"):
-        a, b = (
-            read_side(name, place, arguments.steps)
-            for name, place in zip(names, places.values(), strict=True)
-        )
+        a, b = map(read_side, names, places, [arguments.steps] * 2)
         report = compare(a, b, arguments.tolerance)
     if arguments.json:
         say(json.dumps(as_json(report), indent=2))

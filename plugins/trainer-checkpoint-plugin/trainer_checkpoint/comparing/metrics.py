@@ -50,7 +50,7 @@ def only_in(a: Side, b: Side) -> list[str]:
     """Return the metrics that one run reports and the other does not, at steps that both have."""
     steps = common_steps(a, b)
     names = [{name for step in steps for name in each.metrics[step]} for each in (a, b)]
-    return sorted(names[0] - names[1])
+    return sorted(name for name in names[0] - names[1] if not name.endswith(_CLOCK))
 
 
 def difference(a: float, b: float) -> float:

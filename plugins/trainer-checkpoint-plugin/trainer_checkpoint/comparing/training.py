@@ -15,17 +15,17 @@ from trainer_core.errors import RunError, UserError
 STOPPING = "plugins.stop_at"
 
 
-def check_recipes(recipes: Sequence[Path], overrides: Sequence[str]) -> None:
+def check_recipes(recipes: Sequence[str], overrides: Sequence[str]) -> None:
     """Find a mistake in one recipe before the other is trained.
 
     Raises:
         UserError: what is wrong.
     """
     for recipe in recipes:
-        _trainer(recipe, "explain", "config", str(recipe), *overrides)
+        _trainer(recipe, "explain", "config", recipe, *overrides)
 
 
-def train(recipe: Path, directory: Path, overrides: Sequence[str], last: int | None) -> None:
+def train(recipe: str, directory: Path, overrides: Sequence[str], last: int | None) -> None:
     """Train a recipe in a directory of its own, each step reported.
 
     Two in one process would share what they import: recipes from two folders that both have a
@@ -46,10 +46,10 @@ def train(recipe: Path, directory: Path, overrides: Sequence[str], last: int | N
         use = json.dumps(f"{StopAt.__module__}:{StopAt.__name__}")
         own.append(f"{STOPPING}={{use = {use}, step = {last}}}")
     with waiting(f"training {recipe}"):
-        _trainer(recipe, "train", str(recipe), *overrides, *own, "--quiet")
+        _trainer(recipe, "train", recipe, *overrides, *own, "--quiet")
 
 
-def _trainer(recipe: Path, *arguments: str) -> None:
+def _trainer(recipe: str, *arguments: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "trainer_core", *arguments],
         stdout=subprocess.DEVNULL,
@@ -60,4 +60,4 @@ def _trainer(recipe: Path, *arguments: str) -> None:
     if done.returncode:
         said = done.stderr.strip().removeprefix("error: ") or f"ended with {done.returncode}"
         kind = UserError if done.returncode == UserError.exit_code else RunError
-        raise kind(said if str(recipe) in said else f"{recipe}: {said}")
+        raise kind(said if recipe in said else f"{recipe}: {said}")
