@@ -28,6 +28,7 @@ STEPS = 4
 
 def recipe(**tables: Any) -> dict[str, Any]:
     own = {
+        "run": {"steps": STEPS, "eval_batches": 0},
         "optimizer": {"use": "adamw"},
         "schedule": {"use": "cosine", "learning_rate": 0.1, "warmup": 0},
         "checkpoint": {"use": "orbax", "every": 1, "keep": 9},

@@ -53,6 +53,7 @@ OURS = (
     "trainer-checkpoint-plugin",
 )
 
+HARD = "model.dropout=0.1 model.compute_dtype=bfloat16 accumulate.microbatches=4"
 # The command, why it is not run here, and the file that runs it with the words that do so.
 NOT_RUN = {
     "pip install uv && uv run trainer train": (
@@ -67,6 +68,10 @@ NOT_RUN = {
     "pip install --find-links dist trainer-nnx-plugin": (
         "installs into an empty environment",
         (".ci/run", '--find-links "$scratch/dist" trainer-nnx-plugin'),
+    ),
+    f"trainer compare linen.toml nnx.toml --steps 6 {HARD}": (
+        "starts two processes, and compiles for long",
+        (".ci/run", f"--steps 6 {HARD}"),
     ),
 }
 
