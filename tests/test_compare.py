@@ -117,15 +117,15 @@ def test_the_first_number_and_the_first_path_that_differ_are_named(compare: Any)
 
 
 def test_a_tolerance_decides_and_what_is_left_is_said(compare: Any) -> None:
-    found = compare("a", "decayed", "--json", "--tolerance", "1e9")[1]
-    code, page = compare("a", "decayed", "--tolerance", "1e9")
+    runs = ["a", "decayed", "--steps", "2", "--tolerance"]
+    code, found = compare(*runs, "1e9", "--json")
     assert code == 0
-    assert f"equal within 1e+09: at most {found['largest_difference']:.1e} apart" in page
-    assert len(found["states"]) == STEPS
-    just = repr(found["largest_difference"])
-    assert compare("a", "decayed", "--tolerance", just)[0] == 0
-    below = repr(math.nextafter(found["largest_difference"], 0))
-    assert compare("a", "decayed", "--tolerance", below)[0] == 1
+    assert len(found["states"]) == 2
+    largest = found["largest_difference"]
+    code, page = compare(*runs, repr(largest))
+    assert code == 0
+    assert f"equal within {largest:g}: at most {largest:.1e} apart" in page
+    assert compare(*runs, repr(math.nextafter(largest, 0)))[0] == 1
 
 
 def test_only_steps_that_both_have_are_compared(compare: Any) -> None:
@@ -241,15 +241,23 @@ def test_a_recipe_is_trained_as_the_whole_run_would_be(
 
 
 @pytest.mark.parametrize("last", [1, 2, 3])
-def test_a_run_stops_after_the_step_it_was_told(last: int, tmp_path: Path) -> None:
-    stopping = {"use": "trainer_checkpoint.comparing.stop_at:StopAt", "step": last}
-    made = recipe(
-        run={"directory": str(tmp_path / "run"), "eval_every": 2},
+def test_a_run_stops_after_the_step_it_was_told(last: int) -> None:
+    assert fit(stopping_at(last)).step == last
+
+
+def test_a_run_that_was_stopped_so_goes_on_to_its_end() -> None:
+    shutil.copytree("a", "run")
+    shutil.rmtree("run/checkpoints/4")
+    assert fit(stopping_at(3)).step == STEPS
+
+
+def stopping_at(step: int) -> dict[str, Any]:
+    plugin = {"use": "trainer_checkpoint.comparing.stop_at:StopAt", "step": step}
+    return recipe(
+        run={"directory": "run", "eval_every": 2},
         checkpoint={"every": 2},
-        plugins={"progress": False, "stop_at": stopping},
+        plugins={"progress": False, "stop_at": plugin},
     )
-    assert fit(made).step == last
-    assert fit(made).step == STEPS  # and the next goes on to the end
 
 
 def test_a_page_shows_a_long_run_in_few_lines_and_around_the_first_difference_all() -> None:
