@@ -20,8 +20,11 @@ from trainer_core.cli import run as trainer
 
 pytest.importorskip("trainer_checkpoint")
 
+import orbax.checkpoint as ocp
 from trainer_checkpoint import stored
+from trainer_checkpoint.comparing import report as comparing
 from trainer_checkpoint.comparing.metrics import chosen
+from trainer_checkpoint.comparing.side import Side
 
 STEPS = 4
 
@@ -80,7 +83,7 @@ def test_the_same_run_twice_is_equal_bit_for_bit(compare: Any) -> None:
     code, page = compare("a", "same")
     assert code == 0
     assert page.endswith("result   equal, bit for bit\n")
-    assert "metrics  equal at 4 steps" in page
+    assert "metrics  equal at 4 steps: loss, grad_norm, learning_rate, " in page
     arrays = len(stored.look(Path("a")).leaves)
     assert all(f"state {step}  equal: {arrays} arrays" in page for step in range(1, STEPS + 1))
     assert "setting" not in page
@@ -169,6 +172,32 @@ def test_a_number_that_one_run_alone_reports_is_named(compare: Any) -> None:
     assert "only in B  accuracy" in page
 
 
+def test_a_log_of_other_code_is_compared_by_its_numbers(compare: Any) -> None:
+    lines = [{"step": line["step"], "loss": line["loss"]} for line in metrics("a")]
+    Path("old.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    code, page = compare("old.jsonl", "decayed", "--steps", "1")
+    assert code == 0
+    assert page.startswith("A  old.jsonl, 1 step\n")
+    assert "setting" not in page
+    assert "metrics    equal at 1 step: loss\n" in page
+    code, found = compare("old.jsonl", "decayed", "--json")
+    assert (code, found["first_difference"]["step"]) == (1, 2)
+
+
+def test_zeros_of_another_sign_are_equal_and_not_bit_for_bit(tmp_path: Path) -> None:
+    sides = []
+    for name, zero in (("plus", 0.0), ("minus", -0.0)):
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save(
+                tmp_path / name / "checkpoints/1", {"params": {"w": np.full(2, zero)}}
+            )
+        sides.append(Side(name=name, directory=tmp_path / name, metrics={}, saved=(1,)))
+    report = comparing.compare(*sides, tolerance=0.0)
+    assert not report.differ
+    assert not report.has_same_bits
+    assert comparing.compare(sides[0], sides[0], tolerance=0.0).has_same_bits
+
+
 def test_what_the_clock_says_is_not_compared(compare: Any) -> None:
     slow = part_of_a("slow", reported=[2], saved=[], seconds=1e3, tokens_per_second=1.0)
     assert compare("a", slow)[0] == 0
@@ -199,7 +228,9 @@ def test_a_torn_last_line_is_left_out_and_any_other_is_an_error(compare: Any) ->
         (["a", "own.toml", "--into", "same"], "same exists already"),
         (["a", "own.toml", "model.dpth=1"], "did you mean 'depth'?"),
         (["a", "empty"], "it made no step yet"),
-        (["first", "last"], "first has steps 1, 2; last has step 4"),
+        (["first", "last"], "; last has no steps, and saved step 4"),
+        (["a", "other.jsonl"], "other.jsonl has step 1 (train_loss)"),
+        (["a", "none.jsonl"], "there is no log none.jsonl"),
         (["a", "same", "--steps", "0"], "0 is less than 1"),
         (["a", "same", "--tolerance", "x"], "'x' is no number"),
     ],
@@ -211,6 +242,7 @@ def test_mistakes(
     Path("own.toml").write_text(tomli_w.dumps(recipe()))
     part_of_a("first", reported=[1, 2], saved=[])
     part_of_a("last", reported=[], saved=[4])
+    Path("other.jsonl").write_text('{"step": 1, "train_loss": 5.5, "seconds": 1.0}\n')
     Path("empty").mkdir()
     shutil.copy("a/config.toml", "empty")
     before = files(Path())

@@ -13,7 +13,6 @@ from trainer_core.cli.parsing import at_least, number_at_least
 from trainer_core.errors import UserError
 
 if TYPE_CHECKING:
-    from trainer_checkpoint.comparing.report import Report
     from trainer_core.cli.failures import Context
     from trainer_core.cli.parsing import Parser
 
@@ -62,19 +61,19 @@ def run(arguments: Namespace, context: Context) -> int:
     del context
     names, overrides = _sides(arguments)
     if arguments.into is not None:
-        report = _compare(names, overrides, arguments, arguments.into)
-    else:
-        with tempfile.TemporaryDirectory(prefix="trainer-compare-") as folder:
-            report = _compare(names, overrides, arguments, Path(folder))
-    return int(report.differ)
+        return _compare(names, overrides, arguments, arguments.into)
+    with tempfile.TemporaryDirectory(prefix="trainer-compare-") as folder:
+        return _compare(names, overrides, arguments, Path(folder))
 
 
 def _sides(arguments: Namespace) -> tuple[list[str], list[str]]:
+    from trainer_checkpoint.comparing.training import is_recipe
+
     names = [text for text in arguments.sides if "=" not in text]
     overrides = [text for text in arguments.sides if "=" in text]
     if len(names) != 2:
         raise UserError(f"compare takes two runs, logs or recipes, not {len(names)}")
-    if not any(map(_is_recipe, names)):
+    if not any(map(is_recipe, names)):
         given = [*overrides[:1], *(["--into"] if arguments.into is not None else [])]
         if given:
             raise UserError(f"{given[0]} is for a recipe that is trained here; {names[0]} is none")
@@ -85,35 +84,24 @@ def _sides(arguments: Namespace) -> tuple[list[str], list[str]]:
 
 def _compare(
     names: Sequence[str], overrides: Sequence[str], arguments: Namespace, folder: Path
-) -> Report:
+) -> int:
     from trainer_checkpoint.comparing.page import print_out
     from trainer_checkpoint.comparing.report import as_json, compare
     from trainer_checkpoint.comparing.side import read_side
-    from trainer_checkpoint.comparing.training import check_recipes, train
+    from trainer_checkpoint.comparing.training import is_recipe, train_recipes
     from trainer_core.cli.waiting import waiting
     from trainer_core.terminal.output import say
 
-    recipes = [name for name in names if _is_recipe(name)]
+    last = arguments.steps
     for name in names:
-        if name not in recipes:
-            read_side(name, Path(name), arguments.steps)  # before anything is trained beside it
-    check_recipes(recipes, overrides)
-    places = [
-        folder / letter if name in recipes else Path(name)
-        for letter, name in zip("AB", names, strict=True)
-    ]
-    for name, place in zip(names, places, strict=True):
-        if name in recipes:
-            train(name, place, overrides, arguments.steps)
+        if not is_recipe(name):
+            read_side(name, Path(name), last)  # nothing is trained beside what cannot be read
+    places = train_recipes(names, overrides, folder, last)
     with waiting("comparing"):
-        a, b = map(read_side, names, places, [arguments.steps] * 2)
+        a, b = (read_side(*side, last) for side in zip(names, places, strict=True))
         report = compare(a, b, arguments.tolerance)
     if arguments.json:
         say(json.dumps(as_json(report), indent=2))
     else:
-        print_out(report, is_kept=not recipes or arguments.into is not None)
-    return report
-
-
-def _is_recipe(name: str) -> bool:
-    return name.endswith(".toml")
+        print_out(report, is_kept=arguments.into is not None or not any(map(is_recipe, names)))
+    return int(report.differ)

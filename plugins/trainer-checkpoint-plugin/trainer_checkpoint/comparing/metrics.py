@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 import attrs
 
@@ -27,30 +27,25 @@ class Apart:
         return difference(self.a, self.b)
 
 
-def common_steps(a: Side, b: Side) -> list[int]:
-    return sorted(a.metrics.keys() & b.metrics.keys())
+def shared_numbers(a: Side, b: Side) -> dict[int, list[Apart]]:
+    """Return what both report of a step under one name, by step; each in the order of its line."""
+    found = {}
+    for step in sorted(a.metrics.keys() & b.metrics.keys()):
+        mine, its = a.metrics[step], b.metrics[step]
+        names = [name for name in mine if name in its and is_compared(name)]
+        if names:
+            found[step] = [Apart(step, name, mine[name], its[name]) for name in names]
+    return found
 
 
-def first_apart(a: Side, b: Side, tolerance: float) -> Apart | None:
-    """Return the first number, in the order of steps and of a step's line, that differs."""
-    for step in common_steps(a, b):
-        for each in _both(step, a.metrics[step], b.metrics[step]):
-            if each.difference > tolerance:
-                return each
-    return None
-
-
-def largest_difference(a: Side, b: Side) -> float:
-    steps = common_steps(a, b)
-    found = (each for step in steps for each in _both(step, a.metrics[step], b.metrics[step]))
-    return max((each.difference for each in found), default=0.0)
-
-
-def only_in(a: Side, b: Side) -> list[str]:
-    """Return the metrics that one run reports and the other does not, at steps that both have."""
-    steps = common_steps(a, b)
+def only_in(a: Side, b: Side, steps: Collection[int]) -> list[str]:
+    """Return the metrics that one run reports and the other does not, at these steps of both."""
     names = [{name for step in steps for name in each.metrics[step]} for each in (a, b)]
-    return sorted(name for name in names[0] - names[1] if not name.endswith(_CLOCK))
+    return [name for name in sorted(names[0] - names[1]) if is_compared(name)]
+
+
+def is_compared(metric: str) -> bool:
+    return not metric.endswith(_CLOCK)
 
 
 def difference(a: float, b: float) -> float:
@@ -75,8 +70,3 @@ def chosen(steps: Sequence[int], first: int | None, most: int) -> list[int]:
         at = steps.index(first)
         places |= {each for each in (at - 1, at, at + 1) if 0 <= each < len(steps)}
     return [steps[place] for place in sorted(places)]
-
-
-def _both(step: int, a: Mapping[str, float], b: Mapping[str, float]) -> list[Apart]:
-    names = [name for name in a if name in b and not name.endswith(_CLOCK)]
-    return [Apart(step, name, a[name], b[name]) for name in names]

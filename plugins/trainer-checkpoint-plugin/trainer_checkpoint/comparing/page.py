@@ -68,7 +68,7 @@ def _findings(report: Report, is_kept: bool) -> list[tuple[str, str]]:
     a, b = report.a, report.b
     rows = [
         (f"only in {which}", ", ".join(names))
-        for which, names in (("A", only_in(a, b)), ("B", only_in(b, a)))
+        for which, names in (("A", only_in(a, b, report.steps)), ("B", only_in(b, a, report.steps)))
         if names
     ]
     rows.append(("metrics", _metrics(report)))
@@ -88,7 +88,8 @@ def _metrics(report: Report) -> str:
     if not report.steps:
         return "not compared: there is no step that both reported"
     if first is None:
-        return f"equal{_within(report)} at {figures.steps(len(report.steps))}"
+        count = figures.steps(len(report.steps))
+        return f"equal{_within(report)} at {count}: {', '.join(report.names)}"
     return (
         f"step {first.step:,} is the first that differs: {first.metric} {first.a:.9g} in A, "
         f"{first.b:.9g} in B, {_apart(first.difference)} apart"
@@ -116,7 +117,7 @@ def _result(report: Report) -> str:
         return f"they differ{f' by more than {report.tolerance:g}' if report.tolerance else ''}"
     if report.largest:
         return f"equal within {report.tolerance:g}: at most {_apart(report.largest)} apart"
-    return "equal, bit for bit"
+    return "equal, bit for bit" if report.has_same_bits else "equal, but for the sign of zeros"
 
 
 def _within(report: Report) -> str:

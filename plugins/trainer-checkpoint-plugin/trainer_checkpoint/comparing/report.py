@@ -10,10 +10,9 @@ import attrs
 from trainer_checkpoint.compare import Difference
 from trainer_checkpoint.comparing.metrics import (
     Apart,
-    common_steps,
     difference,
-    first_apart,
-    largest_difference,
+    is_compared,
+    shared_numbers,
 )
 from trainer_checkpoint.comparing.side import Side, differing_settings
 from trainer_checkpoint.comparing.states import Compared, common_saved, compare_states
@@ -29,6 +28,7 @@ class Report:
 
     Attributes:
         steps: that both reported.
+        names: of the numbers that are compared.
         first: the first number that differs by more than the tolerance.
         states: of the steps that both saved, up to the first that differ.
         largest: the largest difference of all that was compared, within the tolerance or not.
@@ -38,9 +38,14 @@ class Report:
     b: Side
     tolerance: float
     steps: tuple[int, ...]
+    names: tuple[str, ...]
     first: Apart | None
     states: tuple[Compared, ...]
     largest: float
+
+    @property
+    def has_same_bits(self) -> bool:
+        return not self.largest and all(each.has_same_bits for each in self.states)
 
     @property
     def differ(self) -> bool:
@@ -53,20 +58,31 @@ def compare(a: Side, b: Side, tolerance: float) -> Report:
     Raises:
         UserError: there is no such step; or a checkpoint cannot be read.
     """
-    steps = common_steps(a, b)
-    if not steps and not common_saved(a, b):
-        held = (f"{side.name} has {listed(sorted(side.metrics) or side.saved)}" for side in (a, b))
-        raise UserError(f"there is no step that both have: {'; '.join(held)}")
+    numbers = shared_numbers(a, b)
+    if not numbers and not common_saved(a, b):
+        held = "; ".join(f"{side.name} has {_held(side)}" for side in (a, b))
+        raise UserError(f"there is no step of which both have the same number or a state: {held}")
+    pairs = [each for step in numbers.values() for each in step]
     states = tuple(compare_states(a, b, tolerance))
     return Report(
         a=a,
         b=b,
         tolerance=tolerance,
-        steps=tuple(steps),
-        first=first_apart(a, b, tolerance),
+        steps=tuple(numbers),
+        names=tuple(dict.fromkeys(each.metric for each in pairs)),
+        first=next((each for each in pairs if each.difference > tolerance), None),
         states=states,
-        largest=max([largest_difference(a, b), *(each.largest for each in states)]),
+        largest=max(
+            [0.0, *(each.difference for each in pairs), *(each.largest for each in states)]
+        ),
     )
+
+
+def _held(side: Side) -> str:
+    names = dict.fromkeys(name for each in side.metrics.values() for name in each)
+    numbers = f" ({', '.join(filter(is_compared, names))})" if names else ""
+    saved = f", and saved {listed(side.saved)}" if side.saved else ""
+    return f"{listed(sorted(side.metrics))}{numbers}{saved}"
 
 
 def listed(steps: Sequence[int]) -> str:
@@ -81,6 +97,7 @@ def as_json(report: Report) -> dict[str, Any]:
     a, b, first = report.a, report.b, report.first
     return {
         "equal": not report.differ,
+        "bit_for_bit": report.has_same_bits,
         "tolerance": report.tolerance,
         "largest_difference": _number(report.largest),
         "runs": [{"run": each.name, "step": each.step, "of": each.planned} for each in (a, b)],

@@ -79,7 +79,7 @@ def read_side(name: str, path: Path, last: int | None) -> Side:
         metrics=_metrics(log, last),
         saved=tuple(step for step in saved if last is None or step <= last),
         settings=_settings(config) | _versions(path),
-        planned=config["run"]["steps"],
+        planned=config.get("run", {}).get("steps", 0),
     )
 
 

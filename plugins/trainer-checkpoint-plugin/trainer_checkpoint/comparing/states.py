@@ -20,12 +20,14 @@ class Compared:
         arrays: how many there are, in either.
         apart: those that differ by more than the tolerance, in the order of the state.
         largest: the largest difference of all, within the tolerance or not.
+        has_same_bits: all of them have.
     """
 
     step: int
     arrays: int
     apart: tuple[Difference, ...]
     largest: float
+    has_same_bits: bool
 
 
 def compare_states(a: Side, b: Side, tolerance: float) -> Iterator[Compared]:
@@ -39,7 +41,8 @@ def compare_states(a: Side, b: Side, tolerance: float) -> Iterator[Compared]:
         found = sorted(differences(*folders), key=_place)
         apart = tuple(each for each in found if differ([each], tolerance))
         largest = max((each.largest or 0.0 for each in found), default=0.0)
-        yield Compared(step, len(found), apart, largest)
+        same = all(each.has_same_bits for each in found)
+        yield Compared(step, len(found), apart, largest, same)
         if apart:
             return
 

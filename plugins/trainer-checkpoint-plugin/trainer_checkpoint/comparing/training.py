@@ -15,32 +15,39 @@ from trainer_core.errors import RunError, UserError
 STOPPING = "plugins.stop_at"
 
 
-def check_recipes(recipes: Sequence[str], overrides: Sequence[str]) -> None:
-    """Find a mistake in one recipe before the other is trained.
-
-    Raises:
-        UserError: what is wrong.
-    """
-    for recipe in recipes:
-        _trainer(recipe, "explain", "config", recipe, *overrides)
+def is_recipe(name: str) -> bool:
+    return name.endswith(".toml")
 
 
-def train(recipe: str, directory: Path, overrides: Sequence[str], last: int | None) -> None:
-    """Train a recipe in a directory of its own, each step reported.
+def train_recipes(
+    names: Sequence[str], overrides: Sequence[str], folder: Path, last: int | None
+) -> list[Path]:
+    """Train those of the names that are recipes, and return where each run is.
 
     Two in one process would share what they import: recipes from two folders that both have a
     `model.py` would be one model, compared with itself.
 
     Args:
-        recipe: what to train.
-        directory: of the run.
-        overrides: `KEY=VALUE`.
-        last: the step after which it stops; None: that of the recipe.
+        names: a recipe is trained, everything else is there.
+        overrides: `KEY=VALUE`, for each recipe.
+        folder: in which the runs are written, as A and B.
+        last: the step after which they stop; None: that of the recipe.
 
     Raises:
-        UserError: a mistake in the recipe.
-        RunError: the run failed.
+        UserError: a mistake in one of the recipes; none was trained.
+        RunError: a run failed.
     """
+    for name in filter(is_recipe, names):
+        _trainer(name, "explain", "config", name, *overrides)
+    places = []
+    for letter, name in zip("AB", names, strict=True):
+        places.append(folder / letter if is_recipe(name) else Path(name))
+        if is_recipe(name):
+            _train(name, places[-1], overrides, last)
+    return places
+
+
+def _train(recipe: str, directory: Path, overrides: Sequence[str], last: int | None) -> None:
     own = [f"run.directory={json.dumps(str(directory))}", "run.log_every=1", "plugins.jsonl=true"]
     if last is not None:
         use = json.dumps(f"{StopAt.__module__}:{StopAt.__name__}")
