@@ -3,8 +3,9 @@
 A fenced block of README.md or docs/*.md is, by its language:
 
 - python: run; all blocks of a page share one namespace and one empty folder, in order;
-- toml: a recipe, which `load_config` must accept;
-- console: lines that begin with `$ ` are commands, run in that folder; `trainer` in this process;
+- toml: a recipe, which `load_config` must accept, or a mapping of names for `trainer convert`;
+- console: lines that begin with `$ ` are commands, run in that folder; `trainer`, and `python` with
+  a file, in this process;
 - text: a layout or a formula, not run.
 
 A python or toml block that begins with `# file: NAME` is written to that file. A command must
@@ -20,6 +21,7 @@ import io
 import math
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -31,6 +33,7 @@ from typing import Any
 import attrs
 import jax
 import pytest
+from trainer_checkpoint.convert.mapping import load_mapping
 
 from trainer_core import cli
 from trainer_core.config import CORE_TABLES, load_config
@@ -51,6 +54,7 @@ OURS = (
     "trainer-checkpoint-plugin",
 )
 
+HARD = "model.dropout=0.1 model.compute_dtype=bfloat16 accumulate.microbatches=4"
 # The command, why it is not run here, and the file that runs it with the words that do so.
 NOT_RUN = {
     "pip install uv && uv run trainer train": (
@@ -65,6 +69,10 @@ NOT_RUN = {
     "pip install --find-links dist trainer-nnx-plugin": (
         "installs into an empty environment",
         (".ci/run", '--find-links "$scratch/dist" trainer-nnx-plugin'),
+    ),
+    f"trainer compare linen.toml nnx.toml --steps 6 {HARD}": (
+        "starts two processes, and compiles for long",
+        (".ci/run", f"--steps 6 {HARD}"),
     ),
 }
 
@@ -155,6 +163,8 @@ def check_toml(block: Block) -> None:
         load_config(path)
     elif block.file == "pyproject.toml":
         tomllib.loads(block.text)
+    elif "[[rule]]" in block.text:
+        load_mapping(Path(block.file))
     else:
         load_config(Path(block.file))
 
@@ -180,15 +190,22 @@ def check_commands(block: Block, place: str) -> None:
 def run(command: str) -> tuple[int, str]:
     """Return the exit code of a command, and what it printed."""
     name, *arguments = shlex.split(command, comments=True)
-    if name == "trainer" and not set("|&;<>") & set(command):
+    if name in ("trainer", "python") and not set("|&;<>") & set(command):
         output = io.StringIO()
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-            code = cli.run(arguments)
+            code = cli.run(arguments) if name == "trainer" else run_file(arguments)
         return code, output.getvalue()
     done = subprocess.run(
         ["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     return done.returncode, done.stdout
+
+
+def run_file(arguments: list[str]) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", arguments)
+        runpy.run_path(arguments[0], run_name="__main__")
+    return 0
 
 
 def masked(lines: list[str]) -> str:

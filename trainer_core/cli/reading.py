@@ -70,17 +70,27 @@ def read_run(directory: Path, overrides: Sequence[str]) -> Iterator[Reading]:
         hooks.close(run=run, error=None)
 
 
-def _config(directory: Path, overrides: Sequence[str]) -> Config:
-    from trainer_core.config import load_config
-    from trainer_core.directory import recorded
-    from trainer_core.imports import search_in
+def recipe_of(directory: Path) -> Path:
+    """Return the resolved config of a run.
 
+    Raises:
+        UserError: it is no run directory; runs that may be meant are named.
+    """
     recipe = directory / "config.toml"
     if not recipe.is_file():
         what = "is no run directory: it has no config.toml"
         raise UserError(
             f"{directory} {what if directory.exists() else 'does not exist'}{_runs_near(directory)}"
         )
+    return recipe
+
+
+def _config(directory: Path, overrides: Sequence[str]) -> Config:
+    from trainer_core.config import load_config
+    from trainer_core.directory import recorded
+    from trainer_core.imports import search_in
+
+    recipe = recipe_of(directory)
     # A model of the user's own lies where the run was started from.
     search_in(*map(Path, recorded(directory, "import folders")))
     return load_config(

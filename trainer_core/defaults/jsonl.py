@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import attrs
 
+from trainer_core.errors import UserError
 from trainer_core.plugin import hookimpl, plugin
 
 if TYPE_CHECKING:
@@ -59,6 +62,38 @@ def json_metrics(metrics: Metrics) -> dict[str, Any]:
         for name, value in metrics.items()
         if not name.startswith("_")
     }
+
+
+def read_metrics(path: Path) -> dict[int, dict[str, float]]:
+    """Return the numbers that a run reported, by step and name; none where there is no file.
+
+    A last line that is torn is left out: the run was killed, or is writing it.
+
+    Raises:
+        UserError: another line is not what `json_line` makes; or the file cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    found = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            found[int(entry["step"])] = _numbers(entry)
+        except (ValueError, KeyError, TypeError) as error:
+            if number < len(lines):
+                raise UserError(f"{path}:{number} is no line of metrics: {line[:60]!r}") from error
+    return found
+
+
+def _numbers(entry: Mapping[str, Any]) -> dict[str, float]:
+    """The inverse of `json_metrics`."""
+    written_out = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
+    read = {name: written_out.get(value, value) for name, value in entry.items() if name != "step"}
+    return {name: value for name, value in read.items() if isinstance(value, (int, float))}
 
 
 def _lines_up_to(lines: list[str], step: int) -> list[str]:

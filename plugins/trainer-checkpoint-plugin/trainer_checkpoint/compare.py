@@ -21,11 +21,13 @@ class Difference:
     Attributes:
         largest: absolute; None where the arrays cannot be subtracted.
         note: why they cannot: one is missing, or of another shape or dtype.
+        has_same_bits: 0.0 and -0.0 do not differ, and have not the same.
     """
 
     path: str
     largest: float | None
     note: str = ""
+    has_same_bits: bool = False
 
 
 def differences(a: Path, b: Path) -> list[Difference]:
@@ -79,7 +81,7 @@ def _difference(path: str, a: NDArray[Any], b: NDArray[Any]) -> Difference:
     if (a.shape, a.dtype) != (b.shape, b.dtype):
         return Difference(path, None, f"{a.dtype}{list(a.shape)} against {b.dtype}{list(b.shape)}")
     if a.tobytes() == b.tobytes():
-        return Difference(path, 0.0)
+        return Difference(path, 0.0, has_same_bits=True)
     first, second = a.astype(np.float64), b.astype(np.float64)
     same = (first == second) | (np.isnan(first) & np.isnan(second))
     apart = np.nan_to_num(np.where(same, 0.0, np.abs(first - second)), nan=np.inf)

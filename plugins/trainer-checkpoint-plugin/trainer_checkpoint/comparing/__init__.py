@@ -1,0 +1,1 @@
+"""`trainer compare`: where the paths of two runs part."""
