@@ -163,9 +163,13 @@ def _per_device(count: int, devices: int) -> int:
     return -(-count // devices)
 
 
-def chunk_of(
-    matrix: Sequence[int], at_once: int | None, bytes_at_once: int, mesh: Mesh | None
-) -> int:
+def platform_of(mesh: Mesh | None) -> str:
+    """Return what the devices are; without a mesh JAX's default ones."""
+    platform: str = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    return platform
+
+
+def chunk_of(matrix: Sequence[int], at_once: int | None, bytes_at_once: int, platform: str) -> int:
     """Return how many matrices a device works on at once.
 
     Args:
@@ -173,11 +177,10 @@ def chunk_of(
         at_once: as set; None: one on a CPU, whose products of a batch are slower than one after
             the other; elsewhere as many as the bytes hold.
         bytes_at_once: of them, in float32.
-        mesh: the devices; None: JAX's default ones.
+        platform: what the devices are.
     """
     if at_once is not None:
         return at_once
-    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     if platform == "cpu":
         return 1
     return max(1, bytes_at_once // (4 * math.prod(matrix)))

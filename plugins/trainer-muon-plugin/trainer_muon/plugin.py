@@ -63,7 +63,7 @@ class Muon:
         choices=("float32", "bfloat16"),
     )
     gram: bool | None = setting(
-        None, "iterate on X Xᵀ, a third cheaper for long matrices; needs float32, its default there"
+        None, "iterate on X Xᵀ, a third cheaper for long matrices; in float32, by default on a CPU"
     )
     chunk: int | None = setting(
         None,
@@ -96,9 +96,15 @@ class Muon:
         "kinds of parameters that AdamW decays",
     )
 
-    @property
-    def uses_gram(self) -> bool:
-        return self.iteration_dtype == "float32" if self.gram is None else self.gram
+    def uses_gram(self, platform: str) -> bool:
+        """Whether long matrices are iterated by their Gram matrix, on such devices.
+
+        It needs products that are float32 throughout, and those of an accelerator then take
+        several passes, which costs more than it saves.
+        """
+        if self.gram is None:
+            return self.iteration_dtype == "float32" and platform == "cpu"
+        return self.gram
 
     def check(self, config: Mapping[str, Any]) -> None:
         """What can be seen of the settings alone."""

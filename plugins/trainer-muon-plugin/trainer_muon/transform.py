@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from trainer_muon.coefficients import coefficients
-from trainer_muon.layout import Layout, chunk_of, layout_of, worked_on
+from trainer_muon.coefficients import Coefficients, coefficients
+from trainer_muon.layout import Layout, chunk_of, layout_of, platform_of, worked_on
 from trainer_muon.newton_schulz import orthogonalize
 from trainer_muon.plan import Group, Part, Placement, Planned, make_plan
 
@@ -98,7 +98,8 @@ def scale_by_muon(
         mesh: the devices.
     """
     by = coefficients(settings.coefficients, settings.steps)
-    work = functools.partial(_orthogonal_update, settings=settings, by=by)
+    gram = settings.uses_gram(platform_of(mesh))
+    work = functools.partial(_orthogonal_update, settings=settings, by=by, gram=gram)
 
     def init(params: Any) -> MuonState:
         momentum = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.float32), params)
@@ -224,7 +225,7 @@ def _orthogonalized(
 
 
 def _layout(group: Group, parts: list[Part], settings: Muon, mesh: Mesh | None) -> Layout:
-    chunk = chunk_of(group.matrix, settings.chunk, _BYTES_AT_ONCE, mesh)
+    chunk = chunk_of(group.matrix, settings.chunk, _BYTES_AT_ONCE, platform_of(mesh))
     return layout_of(group, sum(part.view.count for part in parts), mesh, chunk)
 
 
@@ -254,10 +255,10 @@ def _joined(
 
 
 def _orthogonal_update(
-    arrays: tuple[jax.Array, ...], settings: Muon, by: Any
+    arrays: tuple[jax.Array, ...], settings: Muon, by: Coefficients, gram: bool
 ) -> tuple[jax.Array, ...]:
     dtype = jnp.dtype(settings.iteration_dtype)
-    update = orthogonalize(arrays[0], by, dtype=dtype, gram=settings.uses_gram)
+    update = orthogonalize(arrays[0], by, dtype=dtype, gram=gram)
     if len(arrays) == 1:
         return (update,)
     neurons = arrays[1]
