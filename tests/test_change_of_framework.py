@@ -42,6 +42,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "masked weight decay": {"use": "optax", "transform": "optimizers:masked_decay"},
     "a partition": {"use": "optax", "transform": "optimizers:partitioned"},
     "injected hyperparameters": {"use": "optax", "transform": "optimizers:injected"},
+    "muon": {"use": "muon"},
 }
 
 
