@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
+import flax
 import jax
 import jax.numpy as jnp
 from flax import errors
 from flax import linen as nn
 from flax.core import unfreeze
 from flax.core.partial_eval import lazy_init
+from flax.traverse_util import unflatten_dict
 
 from trainer_core.errors import UserError
 from trainer_core.loss import MODEL
@@ -20,6 +22,7 @@ from trainer_core.types import Buffers, ParamInfo, Params
 from trainer_core.user_module import building_raised, carried, nested
 from trainer_linen.boxes import content, is_box
 from trainer_linen.infos import Origin, array_info
+from trainer_linen.origins import note_origins
 
 # Collections that live within a call.
 EPHEMERAL = ("intermediates", "losses", "perturbations", "cache")
@@ -28,7 +31,7 @@ _CREATING = (
     "into intermediates"
 )
 
-Keys = tuple[str, ...]  # a path, the collection first
+Keys = tuple[Any, ...]  # a path, the collection first; an item of a bridged nnx.List has an int
 
 
 @attrs.frozen
@@ -95,12 +98,12 @@ def layout(
 
     def make(key: jax.Array) -> Any:
         rngs = {"params": key, **seeded(streams, key)}
-        with _without_a_mesh():
+        with _without_a_mesh(), unplaced():
             return lazy_init(first)(rngs, abstract)  # type: ignore[no-untyped-call]
 
     origins: dict[Keys, Origin] = {}
     try:
-        with nn.intercept_methods(_note_origins(origins)):
+        with nn.intercept_methods(note_origins(origins)):
             variables = jax.eval_shape(make, jax.random.key(0))
         slots = [
             Slot(keys, array_info(_path(keys), leaf, keys[0] == "params", origins.get(keys)))
@@ -132,8 +135,12 @@ def _empty(array: Any) -> jax.Array:
 
 
 def seeded(streams: Sequence[str], key: jax.Array) -> dict[str, jax.Array]:
-    """Return the key of each random stream; Linen folds in the path of the module that asks."""
-    return {name: fold(key, name) for name in streams}
+    """Return the key of each random stream; Linen folds in the path of the module that asks.
+
+    A bridged NNX module draws from `default` what no other stream is for. Without one, Flax would
+    give it the same numbers at every step.
+    """
+    return {name: fold(key, name) for name in (*streams, "default")}
 
 
 def split(variables: Any, parts: Layout) -> tuple[Params, Buffers]:
@@ -141,6 +148,14 @@ def split(variables: Any, parts: Layout) -> tuple[Params, Buffers]:
     values = {keys: content(leaf) for keys, leaf in _flat(variables)}
     params = nested((slot.keys[1:], values[slot.keys]) for slot in parts.params)
     return params, nested((slot.keys, values[slot.keys]) for slot in parts.buffers)
+
+
+def joined(params: Params, buffers: Buffers, parts: Layout) -> dict[str, Any]:
+    """Return parameters and buffers as Linen has them, with the keys of each path as they were."""
+    values = {slot.keys: _at(params, slot.keys[1:]) for slot in parts.params}
+    values |= {slot.keys: _at(buffers, slot.keys) for slot in parts.buffers}
+    tree: dict[str, Any] = unflatten_dict(values)  # type: ignore[no-untyped-call]
+    return tree
 
 
 def buffers_after(variables: Any, parts: Layout) -> Buffers:
@@ -158,7 +173,7 @@ def _flat(variables: Any) -> Iterator[tuple[Keys, Any]]:
     """Yield what is trained or saved: its path, the collection first, and the array or box."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(_kept(variables), is_leaf=is_box):
         keys: Any = tuple(getattr(entry, "key", None) for entry in path)
-        if not all(isinstance(key, str) for key in keys):
+        if not all(isinstance(key, (str, int)) for key in keys):
             raise UserError(
                 f"{jax.tree_util.keystr(path)}: hold one array in each variable, or a dict of "
                 f"arrays with string keys"
@@ -170,21 +185,9 @@ def _kept(variables: Any) -> dict[str, Any]:
     return {name: tree for name, tree in unfreeze(variables).items() if name not in EPHEMERAL}
 
 
-def _note_origins(origins: dict[Keys, Origin]) -> Any:
-    """Return an interceptor that notes each array as the module that creates it sees it."""
-
-    def note(call: Any, args: Any, options: Any, context: Any) -> Any:
-        result = call(*args, **options)
-        module = context.module
-        if module.scope is not None:
-            for collection, values in module.variables.items():
-                for name, value in values.items():
-                    if is_box(value) or hasattr(value, "shape"):
-                        keys = (collection, *module.path, name)
-                        origins[keys] = Origin(module, value)
-        return result
-
-    return note
+def unplaced() -> Any:
+    """Return a context in which bridged NNX modules make Variables without placing them."""
+    return flax.config.temp_flip_flag("always_shard_variable", False)
 
 
 def _without_a_mesh() -> Any:
@@ -193,12 +196,24 @@ def _without_a_mesh() -> Any:
 
 
 def _path(keys: Keys) -> str:
-    return "/".join(keys[1:] if keys[0] == "params" else keys)
+    return "/".join(map(str, keys[1:] if keys[0] == "params" else keys))
+
+
+def _at(tree: Any, keys: Keys) -> Any:
+    for key in keys:
+        tree = tree[str(key)]
+    return tree
 
 
 def _why(error: Exception) -> UserError:
     if isinstance(error, errors.InvalidRngError):
         return no_stream(error)
+    if "No RngStream named" in str(error):
+        return UserError(
+            f"building the model raised {error}: name it in split_rngs of the nn.scan or nn.vmap "
+            f"around the NNX module",
+            *MODEL,
+        )
     return UserError(building_raised(error), *MODEL)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from trainer_core.layers import Constrain, unconstrained
+from trainer_core.sown import sown_terms, together
 from trainer_core.types import Batch, Buffers, Model, Params, Term
 from trainer_core.user_module import (
     checked_terms,
@@ -18,7 +20,8 @@ from trainer_core.user_module import (
     no_terms,
     takes,
 )
-from trainer_nnx.graph import Layout, build, join, layout, split
+from trainer_nnx.bridge import explaining
+from trainer_nnx.graph import Layout, build, join, layout, sown, split
 
 Terms: TypeAlias = Callable[..., Mapping[str, Term]]
 
@@ -63,13 +66,16 @@ def as_model(
         params: Params, buffers: Buffers, batch: Batch, key: jax.Array, train: bool
     ) -> tuple[dict[str, Term], Buffers]:
         module = _prepared(parts, params, buffers, key, train)
-        found = checked_terms(terms(module, batch, **extra), parts.name)
+        with _as_built(module):
+            own = checked_terms(terms(module, batch, **extra), parts.name)
+        found = together(own, sown_terms(sown(module), parts.name), parts.name)
         return found, split(module, parts)[1] if train else buffers
 
     def call_logits(params: Params, buffers: Buffers, batch: Batch) -> jax.Array:
         assert logits is not None
         module = _prepared(parts, params, buffers, jax.random.key(0), train=False)
-        return logits(module, batch).astype(jnp.float32)
+        with _as_built(module):
+            return logits(module, batch).astype(jnp.float32)
 
     return Model(
         init=init,
@@ -80,6 +86,13 @@ def as_model(
         logits=call_logits if logits is not None else None,
         summary=module_summary(parts.name, (slot.info for slot in parts.params)),
     )
+
+
+@contextlib.contextmanager
+def _as_built(module: nnx.Module) -> Iterator[None]:
+    # A bridged module makes its Variables anew at each call: they are placed no more than at first.
+    with nnx.use_eager_sharding(False), explaining(module):  # type: ignore[no-untyped-call]
+        yield
 
 
 def _prepared(
