@@ -34,7 +34,7 @@ class LinenBlock(nn.Module):
 class InNNX(nnx.Module):
     """Holds a Linen block."""
 
-    def __init__(self, *, rngs: nnx.Rngs, named: Any = nn.with_logical_partitioning) -> None:
+    def __init__(self, rngs: nnx.Rngs, named: Any = nn.with_logical_partitioning) -> None:
         self.block = nnx.bridge.ToNNX(LinenBlock(named), rngs=rngs)
         self.block.lazy_init(jnp.zeros((1, 8)), train=False)
         self.out = nnx.Linear(8, 3, rngs=rngs)

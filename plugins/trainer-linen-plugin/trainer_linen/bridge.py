@@ -27,7 +27,7 @@ def arrays_of(module: Any) -> Iterator[tuple[tuple[Any, ...], Origin]]:
     """
     from flax import nnx
 
-    path, streams = "/".join(module.path), module.scope.rngs
+    path, streams = "/".join(module.path) or "the model", module.scope.rngs
     try:
         from trainer_nnx.infos import known
     except ImportError as error:
@@ -49,8 +49,8 @@ def arrays_of(module: Any) -> Iterator[tuple[tuple[Any, ...], Origin]]:
     for keys, leaf in nnx.to_flat_state(nnx.state(made, nnx.Not(nnx.RngState))):
         if not isinstance(leaf, nnx.Variable):
             raise UserError(
-                f"{'/'.join([path, *map(str, keys)])} is an array of an NNX module, and Linen "
-                f"keeps its Variables alone; make it one"
+                f"{'/'.join(map(str, (*module.path, *keys)))} is an array of an NNX module, and "
+                f"Linen keeps its Variables alone; make it one"
             )
         value = leaf.get_value()
         collection = nnx.variable_name_from_type(type(leaf), allow_register=True)

@@ -210,8 +210,7 @@ def _why(error: Exception) -> UserError:
         return no_stream(error)
     if "No RngStream named" in str(error):
         return UserError(
-            f"building the model raised {error}: name it in split_rngs of the nn.scan or nn.vmap "
-            f"around the NNX module",
+            f"{error.args[0]} Name it in split_rngs of the nn.scan or nn.vmap around the module",
             *MODEL,
         )
     return UserError(building_raised(error), *MODEL)
