@@ -183,6 +183,19 @@ def test_what_a_linen_block_says_of_its_own_parameter_arrives_in_nnx() -> None:
     )
 
 
+def test_what_an_nnx_block_says_of_its_own_parameter_arrives_in_linen() -> None:
+    class Block(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            about = {"out_sharding": ("embed", None), "kind": "router", "roles": ("in", "out")}
+            self.kernel = nnx.Param(jnp.zeros((8, 3)), **about)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return x @ self.kernel
+
+    model = linen_model(nnx.bridge.to_linen(Block), BATCH, loss_of)
+    assert told(model) == {"kernel": ("router", "embed:in None:out")}
+
+
 def test_the_names_of_a_linen_block_apply_nowhere_under_a_mesh_either() -> None:
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     with jax.set_mesh(mesh):
@@ -288,19 +301,26 @@ STACKS = {
 
 
 @pytest.mark.parametrize("stacked", STACKS)
-def test_bridged_layers_that_are_stacked_compute_what_they_do_one_by_one(stacked: str) -> None:
+def test_bridged_layers_that_are_stacked_compute_what_they_do_one_by_one(
+    stacked: str, quick_compiles: None
+) -> None:
     model = STACKS[stacked]()
-    assert model.logits is not None
-    params, buffers = model.init(KEY)
-    kernels, biases = (
-        next(each for each in jax.tree.leaves(params) if each.ndim == n) for n in (3, 2)
-    )
-    assert len({kernel.tobytes() for kernel in np.asarray(kernels)}) == 3
+    logits = model.logits
+    assert logits is not None
+
+    @jax.jit
+    def run(key: jax.Array) -> Any:
+        params, buffers = model.init(key)
+        return params, logits(params, buffers, BATCH)
+
+    params, found = jax.tree.map(np.asarray, run(KEY))
+    biases, kernels = jax.tree.leaves(params)
+    assert len({kernel.tobytes() for kernel in kernels}) == 3
     x = BATCH["x"]
     for kernel, bias in zip(kernels, biases, strict=True):
-        x = jnp.tanh(x @ kernel + bias)
-    # Float32 in another order of instructions: a few units in the last place, of values below 1.
-    np.testing.assert_allclose(model.logits(params, buffers, BATCH), x, atol=1e-6)
+        x = np.tanh(x @ kernel + bias)
+    # Numpy adds in another order: a few units in the last place, of values below 1.
+    np.testing.assert_allclose(found, x, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(

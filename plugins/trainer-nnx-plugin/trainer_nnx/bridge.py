@@ -1,4 +1,4 @@
-"""Linen modules inside an NNX module, by `nnx.bridge.ToNNX`: their layers, and their errors."""
+"""Linen modules inside an NNX module, by `nnx.bridge.ToNNX`: what they tell, sow and refuse."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from flax import linen as nn
 
 from trainer_core.errors import UserError
 from trainer_core.loss import MODEL
+from trainer_core.sown import COLLECTION
+from trainer_core.user_module import nested
 
 _INITIALISING = "call its lazy_init in __init__, with arguments such as terms gives it"
 _REMEDIES: dict[type[Exception], str] = {
@@ -39,12 +41,28 @@ def explaining(module: nnx.Module) -> Iterator[None]:
     except tuple(_REMEDIES) as error:
         frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
         called = [frame.f_locals["self"] for frame in frames if _is_bridge(frame)]
+        if not called:
+            raise
         paths = [keys for keys, node in nnx.iter_modules(module) if any(node is e for e in called)]
         path = "/".join(map(str, paths[0])) if paths else type(module).__qualname__
         said = str(error).split(" (http")[0].rstrip(".")
         raise UserError(
             f"{path}, a Linen module: {said}; {_REMEDIES[type(error)]}", *MODEL
         ) from error
+
+
+def is_sown(path: Any, leaf: Any) -> bool:
+    """Return whether a Variable stands for Linen's collection `losses`: a filter, as NNX has it."""
+    try:
+        return nnx.variable_name_from_type(type(leaf)) == COLLECTION
+    except ValueError:
+        return False  # a kind of Variable that has no counterpart in Linen
+
+
+def sown(module: nnx.Module) -> dict[str, Any]:
+    """Return what a call sowed into `losses`, as Linen has it."""
+    state = nnx.to_flat_state(nnx.state(module, is_sown))
+    return {COLLECTION: nested((keys, leaf.get_value()) for keys, leaf in state)}
 
 
 def _describing(call: Any, args: Any, options: Any, context: Any) -> Any:

@@ -13,24 +13,14 @@ from flax import nnx
 from trainer_core.errors import UserError
 from trainer_core.loss import MODEL
 from trainer_core.randomness import fold
-from trainer_core.sown import COLLECTION
 from trainer_core.types import Buffers, ParamInfo, Params
 from trainer_core.user_module import building_raised, carried, nested
-from trainer_nnx.bridge import describing
+from trainer_nnx.bridge import describing, is_sown
 from trainer_nnx.infos import param_info
 
 _OWN_STATE = (nnx.Module, nnx.Variable, nnx.Rngs, nnx.RngStream)
+EPHEMERAL = (nnx.Intermediate, nnx.Cache, is_sown)
 _CREATING = "create it in __init__, so that it can be saved, or make it an nnx.Intermediate"
-
-
-def _is_sown(path: Any, leaf: Any) -> bool:
-    try:
-        return nnx.variable_name_from_type(type(leaf)) == COLLECTION
-    except ValueError:
-        return False  # a kind of Variable that has no counterpart in Linen
-
-
-EPHEMERAL = (nnx.Intermediate, nnx.Cache, _is_sown)
 
 Keys = tuple[Any, ...]  # a path as NNX has it: an item of an nnx.List has an int
 
@@ -116,7 +106,8 @@ def layout(make: Callable[[nnx.Rngs], nnx.Module]) -> Layout:
 
 def build(make: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> nnx.Module:
     """Make the module, ready to be split. Logical axis names stay names: none is applied."""
-    with nnx.use_eager_sharding(False), _without_a_mesh(), describing():  # type: ignore[no-untyped-call]
+    unplaced: Any = nnx.use_eager_sharding(False)  # type: ignore[no-untyped-call]
+    with unplaced, _without_a_mesh(), describing():
         try:
             module = make(nnx.Rngs(key))
             if isinstance(module, nnx.Module):
@@ -129,12 +120,6 @@ def build(make: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> nnx.Module:
         raise UserError(f"{module!r} is a {type(module).__name__}, not a flax.nnx.Module")
     _adopt_arrays(module)
     return module
-
-
-def sown(module: nnx.Module) -> dict[str, Any]:
-    """Return what a call sowed into `losses`, as Linen has it: bridged modules, for the most."""
-    state = nnx.to_flat_state(nnx.state(module, _is_sown))
-    return {COLLECTION: nested((keys, leaf.get_value()) for keys, leaf in state)}
 
 
 def split(module: nnx.Module, parts: Layout) -> tuple[Params, Buffers]:

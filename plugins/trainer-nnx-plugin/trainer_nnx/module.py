@@ -20,8 +20,8 @@ from trainer_core.user_module import (
     no_terms,
     takes,
 )
-from trainer_nnx.bridge import explaining
-from trainer_nnx.graph import Layout, build, join, layout, sown, split
+from trainer_nnx.bridge import explaining, sown
+from trainer_nnx.graph import Layout, build, join, layout, split
 
 Terms: TypeAlias = Callable[..., Mapping[str, Term]]
 
@@ -38,7 +38,8 @@ def as_model(
     What is an `nnx.Param` is trained. Random streams are seeded anew at each call from the step's
     key and their path, and never saved. `nnx.Intermediate` and `nnx.Cache` live only within a
     call. Every other Variable, and every array that is an attribute, is a buffer: it is saved,
-    and what `terms` leaves in it is there at the next step.
+    and what `terms` leaves in it is there at the next step. A `Term` that a Linen block sows into
+    `losses` is a term of the loss.
 
     Args:
         make: makes the module from random streams; it runs under jit.
