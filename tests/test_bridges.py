@@ -270,6 +270,25 @@ class Scanned(nn.Module):
         return scan(self, x, None)[0]
 
 
+class Stack(nn.Module):
+    """A Linen block that stacks layers of its own, along the second axis."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def layer(module: nn.Module, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+            init = nn.with_partitioning(nn.initializers.lecun_normal(), ("embed", "mlp"))
+            return nn.Dense(8, kernel_init=init, name="layer")(x), None
+
+        scan = nn.scan(
+            layer,
+            variable_axes={"params": 1},
+            split_rngs={"params": True},
+            length=3,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        return scan(self, x, None)[0]
+
+
 class StackedInNNX(nnx.Module):
     """Three bridged Linen layers, stacked by `nnx.vmap` and run by `nnx.scan`."""
 
@@ -328,6 +347,11 @@ def test_bridged_layers_that_are_stacked_compute_what_they_do_one_by_one(
     [
         (STACKS["nn.scan"], "layer/linear/kernel", "None:stack None:in None:out"),
         (STACKS["nnx.scan"], "layer/kernel", "layers:stack embed:in mlp:out"),
+        (
+            lambda: nnx_model(partial(Held, Stack())),
+            "held/layer/kernel",
+            "embed:in layers:stack mlp:out",
+        ),
         (
             lambda: linen_model(Scanned(nnx.bridge.with_partitioning), BATCH, loss_of),
             "layer/linear/kernel",

@@ -31,16 +31,17 @@ class Described(meta.AxisMetadata[Any]):
         return attrs.evolve(self, value=val)
 
     def add_axis(self, index: int, params: dict[Any, Any]) -> Described:
+        def more(axes: Any, new: str | None) -> Any:
+            return None if axes is None else (*axes[:index], new, *axes[index:])
+
         name = params.get(meta.PARTITION_NAME)
-        return self._on_axes(lambda axes, new: (*axes[:index], new, *axes[index:]), name, "stack")
+        return attrs.evolve(self, names=more(self.names, name), roles=more(self.roles, "stack"))
 
     def remove_axis(self, index: int, params: dict[Any, Any]) -> Described:
-        return self._on_axes(lambda axes, _: (*axes[:index], *axes[index + 1 :]))
+        def fewer(axes: Any) -> Any:
+            return None if axes is None else (*axes[:index], *axes[index + 1 :])
 
-    def _on_axes(self, change: Any, name: str | None = None, role: str = "") -> Described:
-        names = None if self.names is None else change(self.names, name)
-        roles = None if self.roles is None else change(self.roles, role)
-        return attrs.evolve(self, names=names, roles=roles)
+        return attrs.evolve(self, names=fewer(self.names), roles=fewer(self.roles))
 
     # What `nnx.bridge.ToNNX` makes of it: metadata as trainer-nnx-plugin reads it, and back.
     def to_nnx_metadata(self) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from flax import linen as nn
 
 from trainer_core.errors import UserError
 from trainer_core.loss import MODEL
-from trainer_core.sown import COLLECTION
+from trainer_core.sown import COLLECTION, sown_terms, together
+from trainer_core.types import Term
 from trainer_core.user_module import nested
 
 _INITIALISING = "call its lazy_init in __init__, with arguments such as terms gives it"
@@ -59,10 +60,15 @@ def is_sown(path: Any, leaf: Any) -> bool:
         return False  # a kind of Variable that has no counterpart in Linen
 
 
-def sown(module: nnx.Module) -> dict[str, Any]:
-    """Return what a call sowed into `losses`, as Linen has it."""
+def with_sown(terms: dict[str, Term], module: nnx.Module, name: str) -> dict[str, Term]:
+    """Return terms and those that a call sowed into `losses`.
+
+    Raises:
+        UserError: what was sown is no Term, or has the name of another one.
+    """
     state = nnx.to_flat_state(nnx.state(module, is_sown))
-    return {COLLECTION: nested((keys, leaf.get_value()) for keys, leaf in state)}
+    found = {COLLECTION: nested((keys, leaf.get_value()) for keys, leaf in state)}
+    return together(terms, sown_terms(found, name), name)
 
 
 def _describing(call: Any, args: Any, options: Any, context: Any) -> Any:

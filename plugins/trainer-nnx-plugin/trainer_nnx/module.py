@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from trainer_core.layers import Constrain, unconstrained
-from trainer_core.sown import sown_terms, together
 from trainer_core.types import Batch, Buffers, Model, Params, Term
 from trainer_core.user_module import (
     checked_terms,
@@ -20,7 +19,7 @@ from trainer_core.user_module import (
     no_terms,
     takes,
 )
-from trainer_nnx.bridge import explaining, sown
+from trainer_nnx.bridge import explaining, with_sown
 from trainer_nnx.graph import Layout, build, join, layout, split
 
 Terms: TypeAlias = Callable[..., Mapping[str, Term]]
@@ -69,8 +68,7 @@ def as_model(
         module = _prepared(parts, params, buffers, key, train)
         with _as_built(module):
             own = checked_terms(terms(module, batch, **extra), parts.name)
-        found = together(own, sown_terms(sown(module), parts.name), parts.name)
-        return found, split(module, parts)[1] if train else buffers
+        return with_sown(own, module, parts.name), split(module, parts)[1] if train else buffers
 
     def call_logits(params: Params, buffers: Buffers, batch: Batch) -> jax.Array:
         assert logits is not None
