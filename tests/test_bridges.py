@@ -363,6 +363,33 @@ def test_stacked_layers_have_an_axis_more_by_its_name(model: Any, kernel: str, a
     assert told(model())[kernel] == ("matrix", axes)
 
 
+class Rematerialised(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.remat(nnx.bridge.ToLinen)(Linear, (None,), name="layer")(x)
+
+
+def rematerialised(module: Any, batch: Any) -> dict[str, Term]:
+    apply = nnx.remat(lambda held, x: held(x))
+    return {"loss": cross_entropy(apply(module.held, batch["x"]), batch["labels"])}
+
+
+@pytest.mark.parametrize(
+    ("make", "kernel"),
+    [
+        (lambda: linen_model(Rematerialised(), BATCH, loss_of), "layer/linear/kernel"),
+        (lambda: nnx_model(partial(Held, nn.Dense(3)), rematerialised), "held/kernel"),
+    ],
+)
+def test_remat_may_be_around_a_bridge(make: Any, kernel: str) -> None:
+    model = make()
+    params, _ = jax.eval_shape(model.init, KEY)
+    loss = jax.grad(lambda params: model.terms(params, {}, BATCH, KEY, True)[0]["loss"].sum)
+    program = str(jax.make_jaxpr(loss)(params))
+    assert "remat" in program or "checkpoint" in program
+    assert told(model)[kernel] == ("matrix", "None:in None:out")
+
+
 # ---------------------------------------------------------------------------- what is refused
 
 
