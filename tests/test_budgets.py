@@ -99,8 +99,10 @@ def test_the_core_imports_no_framework_and_no_plugin() -> None:
     assert not found
 
 
-def test_no_model_plugin_imports_another() -> None:
+def test_no_model_plugin_imports_another_but_for_a_model_that_mixes_both() -> None:
     for path in PLUGINS:
+        if path.name == "bridge.py":
+            continue
         own = path.relative_to(ROOT).parts[2]
         others = {"trainer_nnx", "trainer_linen"} - {own}
         assert not others & set(imported(path)), shown(path)

@@ -31,17 +31,28 @@ class Described(meta.AxisMetadata[Any]):
         return attrs.evolve(self, value=val)
 
     def add_axis(self, index: int, params: dict[Any, Any]) -> Described:
-        if self.names is None:
-            return self
+        def more(axes: Any, new: str | None) -> Any:
+            return None if axes is None else (*axes[:index], new, *axes[index:])
+
         name = params.get(meta.PARTITION_NAME)
-        names = (*self.names[:index], name, *self.names[index:])
-        return attrs.evolve(self, names=names)
+        return attrs.evolve(self, names=more(self.names, name), roles=more(self.roles, "stack"))
 
     def remove_axis(self, index: int, params: dict[Any, Any]) -> Described:
-        if self.names is None:
-            return self
-        names = (*self.names[:index], *self.names[index + 1 :])
-        return attrs.evolve(self, names=names)
+        def fewer(axes: Any) -> Any:
+            return None if axes is None else (*axes[:index], *axes[index + 1 :])
+
+        return attrs.evolve(self, names=fewer(self.names), roles=fewer(self.roles))
+
+    # What `nnx.bridge.ToNNX` makes of it: metadata as trainer-nnx-plugin reads it, and back.
+    def to_nnx_metadata(self) -> dict[str, Any]:
+        metadata = {"out_sharding": self.names, "kind": self.kind, "roles": self.roles}
+        known = {name: value for name, value in metadata.items() if value is not None}
+        return {"value": self.value, "blocks": self.blocks, **known}
+
+    @classmethod
+    def from_nnx_metadata(cls, metadata: dict[str, Any]) -> Described:
+        names, kind, roles = map(metadata.get, ("out_sharding", "kind", "roles"))
+        return cls(metadata["value"], names, kind, roles, metadata["blocks"])
 
 
 jax.tree_util.register_dataclass(
@@ -95,8 +106,20 @@ def content(leaf: Any) -> Any:
 
 def names_of(leaf: Any) -> tuple[Any, ...] | None:
     """Return the logical names of a box, one for each axis; None where it has none."""
-    names = getattr(leaf, "names", None) if is_box(leaf) else None
+    names = said(leaf, "out_sharding" if is_bridged(leaf) else "names")
     return None if names is None else tuple(names)
+
+
+def said(leaf: Any, what: str) -> Any:
+    """Return what a box says of its value; None where it says nothing of this."""
+    if is_bridged(leaf):
+        return leaf.metadata.get(what)
+    return getattr(leaf, what, None) if is_box(leaf) else None
+
+
+def is_bridged(leaf: Any) -> bool:
+    # `NNXMeta`, around the value of a Variable. To import it would be to import NNX.
+    return is_box(leaf) and hasattr(leaf, "var_type")
 
 
 def opened(tree: Any) -> Any:

@@ -9,6 +9,7 @@ import attrs
 from flax import linen as nn
 from flax.linen.recurrent import DenseParams
 
+from trainer_core.errors import UserError
 from trainer_core.module_infos import (
     Roles,
     Told,
@@ -18,18 +19,23 @@ from trainer_core.module_infos import (
     times,
 )
 from trainer_core.types import Axis, Kind, ParamInfo
-from trainer_linen.boxes import content, names_of
+from trainer_linen.boxes import content, is_bridged, names_of, said
 
 _NORMS = (nn.BatchNorm, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm)
 _STACKING = "layers stacked by nn.scan or nn.vmap need metadata_params={nn.PARTITION_NAME: ...}"
+_SCANNED = (
+    "Flax loses them when nn.scan or nn.vmap stacks it; unroll the layers, keep one framework "
+    "inside the scan, or give the names by nnx.bridge.with_partitioning"
+)
 
 
 @attrs.frozen(eq=False)
 class Origin:
-    """Where an array was created: by which module, and what it was there, not yet stacked."""
+    """An array as it was created, not yet stacked, and what the layer that did so tells of it."""
 
-    owner: nn.Module
     leaf: Any
+    kind: Kind
+    roles: Roles
 
 
 def array_info(path: str, leaf: Any, trained: bool, origin: Origin | None) -> ParamInfo:
@@ -50,16 +56,20 @@ def array_info(path: str, leaf: Any, trained: bool, origin: Origin | None) -> Pa
     """
     value = content(leaf)
     check_array(path, "a parameter" if trained else "a variable", value, trained, "a variable")
-    inner = value if origin is None else content(origin.leaf)
-    kind, roles = _known(None if origin is None else origin.owner, path, len(inner.shape))
+    origin = origin or Origin(leaf, *known(None, path, len(value.shape)))
+    inner = content(origin.leaf)
     told = Told(
-        kind=getattr(leaf, "kind", None) or kind,
-        roles=roles if getattr(leaf, "roles", None) is None else leaf.roles,
+        kind=said(leaf, "kind") or origin.kind,
+        roles=origin.roles if said(leaf, "roles") is None else said(leaf, "roles"),
         names=names_of(leaf),
-        blocks=getattr(leaf, "blocks", ()),
+        blocks=said(leaf, "blocks") or (),
     )
+    if is_bridged(leaf) and told.names and len(inner.shape) < len(value.shape):
+        raise UserError(f"{path} has the axis names {told.names} in an NNX module, and {_SCANNED}")
     info = module_info(path, value, told, _STACKING)
-    stacked = _added(inner, value, names_of(origin.leaf) if origin else None, told.names)
+    if len(told.roles) == len(value.shape):
+        return info
+    stacked = _added(inner, value, names_of(origin.leaf), told.names)
     return info if stacked == tuple(range(len(stacked))) else _moved(info, stacked)
 
 
@@ -84,7 +94,7 @@ def _moved(info: ParamInfo, stacked: tuple[int, ...]) -> ParamInfo:
     return attrs.evolve(info, axes=axes)
 
 
-def _known(owner: nn.Module | None, path: str, ndim: int) -> tuple[Kind, Roles]:
+def known(owner: nn.Module | None, path: str, ndim: int) -> tuple[Kind, Roles]:
     """Return the kind of a Flax layer's array, and the roles of its last axes."""
     match owner, path.rpartition("/")[2]:
         case (nn.Dense() | DenseParams(), "kernel"):

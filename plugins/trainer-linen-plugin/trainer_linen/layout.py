@@ -6,20 +6,23 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
+import flax
 import jax
 import jax.numpy as jnp
 from flax import errors
 from flax import linen as nn
 from flax.core.partial_eval import lazy_init
+from flax.traverse_util import unflatten_dict
 
 from trainer_core.errors import UserError
 from trainer_core.loss import MODEL
 from trainer_core.randomness import fold
 from trainer_core.types import Buffers, ParamInfo, Params
 from trainer_core.user_module import building_raised, carried, nested
-from trainer_linen.boxes import content, is_box
+from trainer_linen.boxes import content
 from trainer_linen.infos import Origin, array_info
-from trainer_linen.variables import Keys, flat, kept, paths
+from trainer_linen.origins import note_origins
+from trainer_linen.variables import Keys, Path, flat, kept, paths
 
 _CREATING = (
     "create it whether `train` is true or not, so that it exists at first and is saved, or sow it "
@@ -32,7 +35,7 @@ class Slot:
     """One array: where Linen keeps it, its path in the state, and what is known of it."""
 
     keys: Keys
-    path: Keys
+    path: Path
     info: ParamInfo
 
 
@@ -92,12 +95,12 @@ def layout(
 
     def make(key: jax.Array) -> Any:
         rngs = {"params": key, **seeded(streams, key)}
-        with _without_a_mesh():
+        with _without_a_mesh(), unplaced():
             return lazy_init(first)(rngs, abstract)  # type: ignore[no-untyped-call]
 
     origins: dict[Keys, Origin] = {}
     try:
-        with nn.intercept_methods(_note_origins(origins)):
+        with nn.intercept_methods(note_origins(origins)):
             variables = jax.eval_shape(make, jax.random.key(0))
         leaves = dict(flat(variables))
         slots = [
@@ -130,8 +133,12 @@ def _empty(array: Any) -> jax.Array:
 
 
 def seeded(streams: Sequence[str], key: jax.Array) -> dict[str, jax.Array]:
-    """Return the key of each random stream; Linen folds in the path of the module that asks."""
-    return {name: fold(key, name) for name in streams}
+    """Return the key of each random stream; Linen folds in the path of the module that asks.
+
+    A bridged NNX module draws from `default` what no other stream is for. Without one, Flax would
+    give it the same numbers at every step.
+    """
+    return {name: fold(key, name) for name in (*streams, "default")}
 
 
 def split(variables: Any, parts: Layout) -> tuple[Params, Buffers]:
@@ -142,9 +149,11 @@ def split(variables: Any, parts: Layout) -> tuple[Params, Buffers]:
 
 
 def join(parts: Layout, params: Params, buffers: Buffers) -> dict[str, Any]:
-    """Return parameters and buffers as the collections that Linen takes."""
-    collections = nested((slot.keys, _at(buffers, slot.path)) for slot in parts.buffers)
-    return {"params": params, **collections}
+    """Return parameters and buffers as the collections that Linen takes, each under its keys."""
+    values = {slot.keys: _at(params, slot.path) for slot in parts.params}
+    values |= {slot.keys: _at(buffers, slot.path) for slot in parts.buffers}
+    collections: dict[str, Any] = unflatten_dict(values)  # type: ignore[no-untyped-call]
+    return collections
 
 
 def buffers_after(variables: Any, parts: Layout) -> Buffers:
@@ -159,31 +168,19 @@ def buffers_after(variables: Any, parts: Layout) -> Buffers:
     return nested(carried(buffers, arrays, parts.name, _CREATING))
 
 
-def _info(keys: Keys, path: Keys, leaf: Any, origins: Mapping[Keys, Origin]) -> ParamInfo:
+def _info(keys: Keys, path: Path, leaf: Any, origins: Mapping[Keys, Origin]) -> ParamInfo:
     return array_info("/".join(path), leaf, keys[0] == "params", origins.get(keys))
 
 
-def _at(tree: Any, path: Keys) -> Any:
+def _at(tree: Any, path: Path) -> Any:
     for key in path:
         tree = tree[key]
     return tree
 
 
-def _note_origins(origins: dict[Keys, Origin]) -> Any:
-    """Return an interceptor that notes each array as the module that creates it sees it."""
-
-    def note(call: Any, args: Any, options: Any, context: Any) -> Any:
-        result = call(*args, **options)
-        module = context.module
-        if module.scope is not None:
-            for collection, values in module.variables.items():
-                for name, value in values.items():
-                    if is_box(value) or hasattr(value, "shape"):
-                        keys = (collection, *module.path, name)
-                        origins[keys] = Origin(module, value)
-        return result
-
-    return note
+def unplaced() -> Any:
+    """Return a context in which bridged NNX modules make Variables without placing them."""
+    return flax.config.temp_flip_flag("always_shard_variable", False)
 
 
 def _without_a_mesh() -> Any:
@@ -194,6 +191,11 @@ def _without_a_mesh() -> Any:
 def _why(error: Exception) -> UserError:
     if isinstance(error, errors.InvalidRngError):
         return no_stream(error)
+    if "No RngStream named" in str(error):
+        return UserError(
+            f"{error.args[0]} Name it in split_rngs of the nn.scan or nn.vmap around the module",
+            *MODEL,
+        )
     return UserError(building_raised(error), *MODEL)
 
 

@@ -13,10 +13,19 @@ from flax import linen as nn
 from trainer_core.errors import UserError
 from trainer_core.layers import Constrain, unconstrained
 from trainer_core.loss import MODEL
+from trainer_core.sown import sown_terms, together
 from trainer_core.types import Batch, Buffers, Model, Params, Term
 from trainer_core.user_module import checked_terms, method_of, module_summary, no_terms, takes
-from trainer_linen.layout import Layout, buffers_after, join, layout, no_stream, seeded, split
-from trainer_linen.sown import sown_terms, together
+from trainer_linen.layout import (
+    Layout,
+    buffers_after,
+    join,
+    layout,
+    no_stream,
+    seeded,
+    split,
+    unplaced,
+)
 
 Terms: TypeAlias = Callable[..., Mapping[str, Term]]
 
@@ -112,15 +121,16 @@ def _apply(
 ) -> tuple[Any, Mapping[str, Any]]:
     """Call a method of the module; return what it returned, and its collections after."""
     try:
-        found: tuple[Any, Mapping[str, Any]] = parts.module.apply(
-            join(parts, params, buffers),
-            batch,
-            method=method,
-            rngs=seeded(parts.streams, key),
-            # Everything else: a variable that did not exist at first shall not pass unnoticed.
-            mutable=nn.DenyList("params"),
-            **options,
-        )
+        with unplaced():
+            found: tuple[Any, Mapping[str, Any]] = parts.module.apply(
+                join(parts, params, buffers),
+                batch,
+                method=method,
+                rngs=seeded(parts.streams, key),
+                # Everything else: a variable that did not exist at first shall not pass unnoticed.
+                mutable=nn.DenyList("params"),
+                **options,
+            )
     except (errors.ScopeParamNotFoundError, errors.ScopeCollectionNotFound) as error:
         raise UserError(
             f"{parts.name}: {str(error).split(' (')[0]} It was not there at first: create "

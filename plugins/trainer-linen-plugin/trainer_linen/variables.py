@@ -19,7 +19,9 @@ from trainer_linen.boxes import is_box
 # Collections that live within a call.
 EPHEMERAL = ("intermediates", "losses", "perturbations", "cache")
 
-Keys: TypeAlias = tuple[str, ...]  # where Linen keeps an array, the collection first
+# Where Linen keeps an array, the collection first; an item of a bridged nnx.List has an int.
+Keys: TypeAlias = tuple[Any, ...]
+Path: TypeAlias = tuple[str, ...]
 
 
 def kept(variables: Any) -> dict[str, Any]:
@@ -35,7 +37,7 @@ def flat(variables: Any) -> Iterator[tuple[Keys, Any]]:
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(kept(variables), is_leaf=is_box):
         keys: Any = tuple(getattr(entry, "key", None) for entry in path)
-        if not all(isinstance(key, str) for key in keys):
+        if not all(isinstance(key, (str, int)) for key in keys):
             raise UserError(
                 f"{jax.tree_util.keystr(path)}: hold one array in each variable, or a dict of "
                 f"arrays with string keys"
@@ -43,11 +45,12 @@ def flat(variables: Any) -> Iterator[tuple[Keys, Any]]:
         yield keys, leaf
 
 
-def paths(arrays: Collection[Keys]) -> dict[Keys, Keys]:
+def paths(arrays: Collection[Keys]) -> dict[Keys, Path]:
     """Return the path of each array in the state."""
     # Whole keys count too: a module may have the name of a collection.
     named = [*arrays, *(keys[1:] for keys in arrays)]
     taken = Counter(keys[:end] for keys in named for end in range(1, len(keys) + 1))
     return {
-        keys: keys[1:] if keys[0] == "params" or taken[keys[1:]] == 1 else keys for keys in arrays
+        keys: tuple(map(str, keys[1:] if keys[0] == "params" or taken[keys[1:]] == 1 else keys))
+        for keys in arrays
     }

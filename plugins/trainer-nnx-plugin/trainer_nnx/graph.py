@@ -15,10 +15,11 @@ from trainer_core.loss import MODEL
 from trainer_core.randomness import fold
 from trainer_core.types import Buffers, ParamInfo, Params
 from trainer_core.user_module import building_raised, carried, nested
+from trainer_nnx.bridge import describing, is_sown
 from trainer_nnx.infos import param_info
 
 _OWN_STATE = (nnx.Module, nnx.Variable, nnx.Rngs, nnx.RngStream)
-EPHEMERAL = (nnx.Intermediate, nnx.Cache)
+EPHEMERAL = (nnx.Intermediate, nnx.Cache, is_sown)
 _CREATING = "create it in __init__, so that it can be saved, or make it an nnx.Intermediate"
 
 Keys = tuple[Any, ...]  # a path as NNX has it: an item of an nnx.List has an int
@@ -105,7 +106,8 @@ def layout(make: Callable[[nnx.Rngs], nnx.Module]) -> Layout:
 
 def build(make: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> nnx.Module:
     """Make the module, ready to be split. Logical axis names stay names: none is applied."""
-    with nnx.use_eager_sharding(False):  # type: ignore[no-untyped-call]
+    unplaced: Any = nnx.use_eager_sharding(False)  # type: ignore[no-untyped-call]
+    with unplaced, _without_a_mesh(), describing():
         try:
             module = make(nnx.Rngs(key))
             if isinstance(module, nnx.Module):
@@ -141,6 +143,11 @@ def join(parts: Layout, params: Params, buffers: Buffers, key: jax.Array) -> Any
     values += [(stream.keys, _seeded(stream, key)) for stream in parts.streams]
     state = nnx.from_flat_state(values)
     return nnx.merge(parts.graphdef, nnx.to_pure_dict(state))
+
+
+def _without_a_mesh() -> Any:
+    # Bridged Linen would take the names in a box for names of mesh axes, under a mesh that is set.
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
 
 
 def _seeded(stream: Stream, key: jax.Array) -> jax.Array:

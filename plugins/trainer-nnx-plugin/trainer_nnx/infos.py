@@ -40,7 +40,7 @@ def param_info(path: str, leaf: Any, owner: nnx.Module | None) -> ParamInfo:
             not fit the array.
     """
     value, metadata = _value(path, leaf)
-    kind, roles = _known(owner, path.rpartition("/")[2], value.ndim)
+    kind, roles = known(owner, path.rpartition("/")[2], value.ndim)
     told = Told(
         kind=metadata.get("kind", kind),
         roles=metadata.get("roles", roles),
@@ -61,7 +61,7 @@ def _value(path: str, leaf: Any) -> tuple[jax.Array, dict[str, Any]]:
     return value, leaf.get_metadata()
 
 
-def _known(owner: nnx.Module | None, name: str, ndim: int) -> tuple[Kind, Roles]:
+def known(owner: nnx.Module | None, name: str, ndim: int) -> tuple[Kind, Roles]:
     """Return the kind of a Flax layer's array, and the roles of its last axes."""
     match owner, name:
         case (nnx.Linear(), "kernel") | (nnx.LoRA(), "lora_a" | "lora_b"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -18,6 +19,7 @@ from trainer_core.user_module import (
     no_terms,
     takes,
 )
+from trainer_nnx.bridge import explaining, with_sown
 from trainer_nnx.graph import Layout, build, join, layout, split
 
 Terms: TypeAlias = Callable[..., Mapping[str, Term]]
@@ -35,7 +37,8 @@ def as_model(
     What is an `nnx.Param` is trained. Random streams are seeded anew at each call from the step's
     key and their path, and never saved. `nnx.Intermediate` and `nnx.Cache` live only within a
     call. Every other Variable, and every array that is an attribute, is a buffer: it is saved,
-    and what `terms` leaves in it is there at the next step.
+    and what `terms` leaves in it is there at the next step. A `Term` that a Linen block sows into
+    `losses` is a term of the loss.
 
     Args:
         make: makes the module from random streams; it runs under jit.
@@ -63,13 +66,15 @@ def as_model(
         params: Params, buffers: Buffers, batch: Batch, key: jax.Array, train: bool
     ) -> tuple[dict[str, Term], Buffers]:
         module = _prepared(parts, params, buffers, key, train)
-        found = checked_terms(terms(module, batch, **extra), parts.name)
-        return found, split(module, parts)[1] if train else buffers
+        with _as_built(module):
+            own = checked_terms(terms(module, batch, **extra), parts.name)
+        return with_sown(own, module, parts.name), split(module, parts)[1] if train else buffers
 
     def call_logits(params: Params, buffers: Buffers, batch: Batch) -> jax.Array:
         assert logits is not None
         module = _prepared(parts, params, buffers, jax.random.key(0), train=False)
-        return logits(module, batch).astype(jnp.float32)
+        with _as_built(module):
+            return logits(module, batch).astype(jnp.float32)
 
     return Model(
         init=init,
@@ -80,6 +85,13 @@ def as_model(
         logits=call_logits if logits is not None else None,
         summary=module_summary(parts.name, (slot.info for slot in parts.params)),
     )
+
+
+@contextlib.contextmanager
+def _as_built(module: nnx.Module) -> Iterator[None]:
+    # A bridged module makes its Variables anew at each call: they are placed no more than at first.
+    with nnx.use_eager_sharding(False), explaining(module):  # type: ignore[no-untyped-call]
+        yield
 
 
 def _prepared(
