@@ -2,10 +2,13 @@
 
 Each run is `trainer train` of the tiny preset, 300 steps, evaluated at the end. Three seeds; the
 sweep is of the first, the others have the best rate of each and its neighbours. What was run is
-kept in the folder, so that a sweep that was stopped goes on. The time of a step is measured apart,
-both optimizers in turns, as each run's own would be that of a busy machine.
+kept in the folder, so that a sweep that was stopped goes on.
 
-    uv run python benchmarks/muon_training.py FOLDER [--plot FILE.svg]
+The time of a step is measured apart, both optimizers in turns, as a run's own would be that of a
+busy machine. With `--ratio`, what came out of that, AdamW is given so many more steps besides.
+
+    uv run python benchmarks/muon_training.py FOLDER --time
+    uv run python benchmarks/muon_training.py FOLDER [--ratio 1.05] [--plot FILE.svg]
 """
 
 from __future__ import annotations
@@ -15,8 +18,10 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import jax
 from rich.console import Console
 from rich.table import Table
 
@@ -26,16 +31,16 @@ OPTIMIZERS = ("adamw", "muon")
 STEPS = 300
 
 
-def loss_of(folder: Path, optimizer: str, rate: float, seed: int) -> float:
+def loss_of(folder: Path, optimizer: str, rate: float, seed: int, steps: int = STEPS) -> float:
     """Return the held-out loss at the end of a run, which is made if it is not there."""
-    name = f"{optimizer}-{rate:g}-{seed}"
+    name = f"{optimizer}-{rate:g}-{seed}" + (f"-{steps}" if steps != STEPS else "")
     lines = folder / name / "metrics.jsonl"
     if not lines.exists() or "eval_loss" not in lines.read_text():
         settings = {
             "optimizer.use": optimizer,
             "schedule.learning_rate": rate,
             "run.seed": seed,
-            "run.steps": STEPS,
+            "run.steps": steps,
             "run.eval_every": 50,
             "run.directory": folder / name,
             "checkpoint.use": "none",
@@ -43,7 +48,7 @@ def loss_of(folder: Path, optimizer: str, rate: float, seed: int) -> float:
         pairs = [f"{key}={value}" for key, value in settings.items()]
         trainer = [sys.executable, "-m", "trainer_core", "train", "--quiet"]
         subprocess.run([*trainer, *pairs], check=True, stdout=subprocess.DEVNULL)
-    return evaluations(folder / name)[STEPS]
+    return evaluations(folder / name)[steps]
 
 
 def evaluations(run: Path) -> dict[int, float]:
@@ -65,6 +70,40 @@ def swept(folder: Path) -> dict[str, dict[float, list[float]]]:
         for rate in RATES[max(0, at - 1) : at + 2]:
             found[optimizer][rate] += [loss_of(folder, optimizer, rate, s) for s in SEEDS[1:]]
     return found
+
+
+def step_ratio(rounds: int = 40) -> float:
+    """Return the median time of a step with Muon over that with AdamW, in turns."""
+    from trainer_core.assemble import open_run
+    from trainer_core.config import load_config
+    from trainer_core.program import build_program
+
+    programs, states, steps = [], [], []
+    for optimizer in OPTIMIZERS:
+        run, hooks = open_run(load_config(None, [f"optimizer.use={optimizer}"]))
+        programs.append(build_program(run, hooks))
+        steps.append(programs[-1].compile_step())
+        states.append(programs[-1].initial_state())
+    batch = programs[0].place(programs[0].data.batch(0))
+    ratios = []
+    for turn in range(rounds):
+        seconds = [0.0, 0.0]
+        for each in (0, 1) if turn % 2 else (1, 0):
+            began = time.process_time()
+            states[each], metrics = steps[each](states[each], batch)
+            jax.block_until_ready(metrics)
+            seconds[each] = time.process_time() - began
+        ratios.append(seconds[1] / seconds[0])
+    return statistics.median(ratios[2:])
+
+
+def longer(folder: Path, losses: dict[str, dict[float, list[float]]], ratio: float) -> None:
+    """Give AdamW the time that Muon has, and print its losses."""
+    rate = best_rate({rate: each[0] for rate, each in losses["adamw"].items()})
+    steps = round(STEPS * ratio)
+    found = [loss_of(folder, "adamw", rate, seed, steps) for seed in SEEDS]
+    texts = ", ".join(f"{loss:.4f}" for loss in found)
+    print(f"adamw, {rate:g}, {steps} steps: {texts}, mean {statistics.mean(found):.4f}")
 
 
 def show(losses: dict[str, dict[float, list[float]]]) -> None:
@@ -125,10 +164,17 @@ def plot(folder: Path, losses: dict[str, dict[float, list[float]]], file: Path) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--time", action="store_true")
+    parser.add_argument("--ratio", type=float)
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
+    if arguments.time:
+        print(f"a step of Muon takes {step_ratio():.3f} of the processor's time of AdamW's")
+        return
     losses = swept(arguments.folder)
     show(losses)
+    if arguments.ratio:
+        longer(arguments.folder, losses, arguments.ratio)
     if arguments.plot:
         plot(arguments.folder, losses, arguments.plot)
 

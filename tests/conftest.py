@@ -124,7 +124,7 @@ class _Child:
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *tests],
+                [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "", *tests],
                 cwd=root,
                 env=os.environ | {"XLA_FLAGS": flags, _OUTCOMES: str(self.outcomes)},
                 stdout=log,

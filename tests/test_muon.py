@@ -10,13 +10,14 @@ from typing import Any
 
 import jax
 import numpy as np
+import programs
 import pytest
 from decoders import FRAMEWORKS, trained
 from hlo import Cost, cost_of
 from jax.sharding import NamedSharding, PartitionSpec
 from programs import assert_bitwise_equal
 
-from trainer_core import UserError
+from trainer_core import UserError, fit
 from trainer_core.axes import AxisRules, make_mesh
 from trainer_core.decoder import DecoderConfig
 from trainer_core.decoder_parameters import decoder_parameters
@@ -310,6 +311,23 @@ def test_a_changed_classification_is_told_by_path_before_anything_is_restored(
         assert f"\n  layers/mlp/{name}/kernel was muon, is adamw" in told
     assert "attention" not in told
     assert "set [optimizer] as it was, or start a new run" in told
+
+
+@pytest.mark.long
+def test_it_learns_faster_than_adamw(tmp_path: Path) -> None:
+    """On text, each at the best rate of 0.004, 0.01, 0.02 and 0.04: 2.19 against 2.36 nats."""
+
+    def loss(use: str, rate: float) -> float:
+        recipe = programs.recipe(
+            run={"directory": str(tmp_path / use), "steps": 100, "eval_batches": 8},
+            model={"use": "nnx", "layers": 2, "width": 32, "heads": 2},
+            data={"use": "text", "batch_size": 16, "length": 32},
+            schedule={"use": "cosine", "learning_rate": rate, "warmup": 10},
+            optimizer={"use": use},
+        )
+        return float(fit(recipe).metrics["eval_loss"])
+
+    assert loss("muon", 0.04) < loss("adamw", 0.01) - 0.1
 
 
 def test_every_parameter_has_one_rule_the_same_in_both_frameworks(
