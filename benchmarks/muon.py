@@ -148,7 +148,7 @@ def on_eight_devices() -> None:
 
     from trainer_core.axes import make_mesh
 
-    table = Table("update", "mesh", "all-to-all", "others", "MB a device", "Gflop a device")
+    table = Table("update", "mesh", "all-to-all", "others", "MiB a device", "Gflop a device")
     infos = {
         info.path: info
         for info in jax.tree.leaves(decoder_parameters(CONFIG))

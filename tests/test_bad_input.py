@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from trainer_core import registry
 from trainer_core.config import load_config
 from trainer_core.errors import UserError
 
@@ -51,10 +52,6 @@ RECIPES = {
     "unknown use": (
         '[optimizer]\nuse = "adamv"\n',
         ['use = "adamv"', "recipe.toml:2", "did you mean 'adamw'", "sgd (trainer-core"],
-    ),
-    "a package that is not installed": (
-        '[optimizer]\nuse = "muon"\n',
-        ["recipe.toml:2", "pip install trainer-muon-plugin"],
     ),
     "use that is no string": ("[model]\nuse = 7\n", ["use = 7", "recipe.toml:2", "a string"]),
     "use of a missing module": (
@@ -143,6 +140,15 @@ def test_a_mistake_in_a_recipe_names_key_place_and_remedy(folder: Path, case: st
     assert "\n" not in message, "one message, one line"
     written = {each for each in folder.iterdir() if each.name != "__pycache__"} - set(before)
     assert not written, "nothing is written"
+
+
+def test_a_name_of_a_package_that_is_not_installed_says_what_to_install(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry.PROVIDERS, ("optimizer", "soap"), "trainer-soap-plugin")
+    (folder / "recipe.toml").write_text('[optimizer]\nuse = "soap"\n')
+    with pytest.raises(UserError, match=r"recipe.toml:2.*pip install trainer-soap-plugin"):
+        load_config(folder / "recipe.toml")
 
 
 @pytest.mark.parametrize("case", OVERRIDES)

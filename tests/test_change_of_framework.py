@@ -67,7 +67,11 @@ def there_and_back(
 
 
 @pytest.mark.parametrize(
-    ("home", "model"), [("nnx", {"scan": True}), ("linen", {"scan": False, "dropout": 0.0})]
+    ("home", "model"),
+    [
+        ("nnx", {"scan": True}),
+        pytest.param("linen", {"scan": False, "dropout": 0.0}, marks=pytest.mark.long),
+    ],
 )
 def test_a_run_goes_on_in_the_other_framework_bit_for_bit(
     home: str, model: Any, tmp_path: Path
@@ -75,6 +79,7 @@ def test_a_run_goes_on_in_the_other_framework_bit_for_bit(
     there_and_back(decoders.trained, tmp_path, home, model=model)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_module_of_ones_own_does_with_every_optimizer(name: str, tmp_path: Path) -> None:
     """With its batch statistics, and a count of its own."""

@@ -42,7 +42,7 @@ class Sharded:
     """Muon on a mesh, for the parameters of a decoder; only shapes until it is called."""
 
     def __init__(self, mesh: dict[str, int], config: DecoderConfig, **settings: Any) -> None:
-        from trainer_muon.infos import mesh_axes_of
+        from trainer_muon import placement_of
         from trainer_muon.plugin import Muon
         from trainer_muon.transform import build_muon
 
@@ -51,18 +51,13 @@ class Sharded:
         rules = AxisRules(self.mesh, DEFAULT_RULES)
         self.infos = decoder_parameters(config)
         self.lies = jax.tree.map(rules.param_sharding, self.infos)
-        placement = {
-            info.path: mesh_axes_of(where.spec, len(info.shape))
-            for info, where in zip(
-                jax.tree.leaves(self.infos), jax.tree.leaves(self.lies), strict=True
-            )
-        }
-        self.optimizer = build_muon(RATE, self.infos, Muon(**settings), placement, self.mesh)
         self.params = jax.tree.map(
             lambda info, where: jax.ShapeDtypeStruct(info.shape, info.dtype, sharding=where),
             self.infos,
             self.lies,
         )
+        placement = placement_of(self.params)[1]
+        self.optimizer = build_muon(RATE, self.infos, Muon(**settings), placement, self.mesh)
         self.state = self._state()
 
     def _state(self) -> Any:
@@ -181,6 +176,20 @@ def test_each_group_crosses_each_mesh_axis_once_each_way(
     assert "full rematerialization" not in capfd.readouterr().err
 
 
+@pytest.mark.eight_devices
+def test_devices_exchange_bfloat16_where_that_is_the_iterations_dtype(quick_compiles: None) -> None:
+    """Asked of the program before XLA's CPU backend widens it to float32."""
+    optimizer = Sharded(MESHES["fsdp"], MEASURED, iteration_dtype="bfloat16")
+    text = (
+        jax.jit(optimizer.optimizer.update)
+        .lower(optimizer.params, optimizer.state, optimizer.params)
+        .as_text()
+    )
+    moved = [line for line in text.splitlines() if "sharding_constraint" in line.lower()]
+    assert len(moved) >= 2 * 2 * 2
+    assert all("bf16" in line for line in moved if "x512x" in line)
+
+
 def ideal_flops(gram: bool) -> int:
     """Five steps on 48 squares of 512 and 36 matrices of 512 x 2048, shared by 8 devices."""
 
@@ -207,7 +216,8 @@ def test_a_device_computes_its_share_and_the_padding(gram: bool, quick_compiles:
 
 
 @pytest.mark.eight_devices
-def test_on_explicit_axes_it_is_the_same(quick_compiles: None) -> None:
+@pytest.mark.parametrize("settings", [{}, {"normuon": True}])
+def test_on_explicit_axes_it_is_the_same(settings: Any, quick_compiles: None) -> None:
     """For JAX code of one's own: a mesh whose axes are part of the types."""
     from trainer_muon import Description, describe, muon, placement_of
 
@@ -223,8 +233,8 @@ def test_on_explicit_axes_it_is_the_same(quick_compiles: None) -> None:
         return jax.jit(optimizer.update)(tree, jax.jit(optimizer.init)(tree), tree)[0]
 
     with jax.set_mesh(mesh):
-        found = updated(muon(RATE, infos, placement=placement_of(placed)), placed)
-    assert_bitwise_equal(found, updated(muon(RATE, infos), arrays))
+        found = updated(muon(RATE, infos, placement=placement_of(placed), **settings), placed)
+    assert_bitwise_equal(found, updated(muon(RATE, infos, **settings), arrays))
     assert all(leaf.sharding.spec == spec for leaf in jax.tree.leaves(found))
 
 
@@ -236,7 +246,7 @@ def run(folder: Path, framework: str, steps: int, **tables: Any) -> Any:
     return trained(folder, framework, steps, **tables)
 
 
-@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("scan", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_linen_and_nnx_end_in_the_same_state(
     scan: bool, tmp_path: Path, quick_compiles: None
 ) -> None:
@@ -247,6 +257,7 @@ def test_linen_and_nnx_end_in_the_same_state(
     assert_bitwise_equal(linen.state, nnx.state)
 
 
+@pytest.mark.long
 @pytest.mark.eight_devices
 def test_sharded_accumulated_and_with_zero1_it_goes_on_in_the_other_framework(
     tmp_path: Path, quick_compiles: None
@@ -268,6 +279,7 @@ def test_sharded_accumulated_and_with_zero1_it_goes_on_in_the_other_framework(
 SAVING = {"use": "orbax", "every": 3}
 
 
+@pytest.mark.long
 def test_what_the_config_says_at_a_resumed_start_holds(
     tmp_path: Path, quick_compiles: None
 ) -> None:
@@ -330,6 +342,7 @@ def test_it_learns_faster_than_adamw(tmp_path: Path) -> None:
     assert loss("muon", 0.04) < loss("adamw", 0.01) - 0.1
 
 
+@pytest.mark.long
 def test_every_parameter_has_one_rule_the_same_in_both_frameworks(
     tmp_path: Path, quick_compiles: None
 ) -> None:

@@ -145,7 +145,10 @@ def both_runs(folder: Path, steps: int, **tables: Any) -> None:
     assert_bitwise_equal(states[1], states[0])
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.long] * (at % 2 == 0)) for at, name in enumerate(RUNS)],
+)
 def test_fifty_steps_of_the_loop_end_in_the_same_state(name: str, tmp_path: Path) -> None:
     choices, microbatches = RUNS[name]
     accumulate = {"microbatches": microbatches}

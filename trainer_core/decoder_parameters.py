@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from trainer_core.decoder import DecoderConfig
+from trainer_core.kinds import Kind
 from trainer_core.randomness import fold_each
-from trainer_core.types import Axis, Kind, ParamInfo, Params
+from trainer_core.types import Axis, ParamInfo, Params
 
 _VOCAB_IN, _VOCAB_OUT = Axis("vocab", "in"), Axis("vocab", "out")
 _EMBED_IN, _EMBED_OUT = Axis("embed", "in"), Axis("embed", "out")

@@ -88,6 +88,7 @@ def _train(config: Config, run: Run, hooks: Hooks, signals: SignalHandlers) -> R
     # Restored before anything is initialised or compiled: initialised and restored parameters
     # never exist at once, and a finished run answers without compiling.
     hooks.phase(run=run, name="restoring")
+    program.check_optimizer()
     like = program.abstract_state
     state = interruptible(lambda: hooks.restore(run=run, like=like, data=program.data))
     first = 0 if state is None else int(state.step)

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from trainer_core.errors import UserError
-from trainer_core.types import Axis, Kind, ParamInfo, Role
+from trainer_core.kinds import Kind, Role
+from trainer_core.types import Axis, ParamInfo
 
 Roles = tuple[Role, ...]
 

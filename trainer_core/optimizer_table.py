@@ -23,7 +23,8 @@ class Row:
     """One parameter.
 
     Attributes:
-        told: what the optimizer says of it: column to value; `rule` names what updates it.
+        told: what the optimizer says of it: column to value; `rule` names what updates it. Empty
+            where it says nothing.
         state_bytes: what the optimizer keeps for it, on all devices together.
     """
 
@@ -33,7 +34,7 @@ class Row:
 
 
 def optimizer_table(
-    infos: Any, told: Mapping[str, Mapping[str, Any]] | None, opt_state: Any, rule: str
+    infos: Any, told: Mapping[str, Mapping[str, Any]] | None, opt_state: Any
 ) -> tuple[Row, ...]:
     """Return a row for each parameter.
 
@@ -41,13 +42,21 @@ def optimizer_table(
         infos: a tree of ParamInfo.
         told: what the optimizer tells of each path; None where it tells nothing.
         opt_state: its abstract state.
-        rule: what to call it where it tells nothing.
+
+    Raises:
+        UserError: it tells of paths that are not there, or leaves some out.
     """
+    leaves = jax.tree.leaves(infos)
+    known = {info.path for info in leaves}
+    if told is not None and told.keys() != known:
+        wrong = sorted(told.keys() ^ known)[:_SHOWN]
+        raise UserError(
+            f"describe_optimizer must tell of each parameter, and of nothing else; it is wrong "
+            f"about: {', '.join(wrong)}",
+            "optimizer.use",
+        )
     sizes = _state_bytes(infos, opt_state)
-    return tuple(
-        Row(info, (told or {}).get(info.path, {"rule": rule}), sizes[info.path])
-        for info in jax.tree.leaves(infos)
-    )
+    return tuple(Row(info, (told or {}).get(info.path, {}), sizes[info.path]) for info in leaves)
 
 
 def as_json(table: Sequence[Row]) -> dict[str, Any]:
@@ -72,14 +81,14 @@ def check_recorded(table: Sequence[Row], directory: Path) -> None:
     if not any((directory / "checkpoints").glob("[0-9]*")):
         return
     try:
-        before = json.loads((directory / FILE).read_text())
-    except (OSError, json.JSONDecodeError):
-        return  # its checkpoints are still compared array by array
-    changes = [
-        f"{row.info.path} was {old}, is {new}"
-        for row in table
-        if (new := row.told.get("rule")) != (old := before.get(row.info.path, {}).get("rule", new))
-    ]
+        before = dict(json.loads((directory / FILE).read_text()))
+    except (OSError, ValueError, TypeError):
+        return  # the checkpoints are still compared array by array
+    changes = []
+    for row in table:
+        old, new = before.get(row.info.path, {}).get("rule"), row.told.get("rule")
+        if old is not None and new is not None and old != new:
+            changes.append(f"{row.info.path} was {old}, is {new}")
     if changes:
         more = len(changes) - _SHOWN
         listed = "".join(f"\n  {line}" for line in changes[:_SHOWN])

@@ -75,6 +75,14 @@ class Program:
         tokens = self.abstract_batch.get("tokens")
         return None if tokens is None else int(np.prod(tokens.shape))
 
+    def check_optimizer(self) -> None:
+        """Refuse to go on with checkpoints that another optimizer's rules made.
+
+        Raises:
+            UserError: with the paths whose rule has changed.
+        """
+        check_recorded(self.optimizer_table, self.run.directory)
+
     def place(self, batch: Batch) -> Batch:
         """Put this process's rows of a batch where the step wants them."""
         sharding = self.shardings.batch
@@ -143,8 +151,7 @@ def build_program(run: Run, hooks: Hooks) -> Program:
 
     derive = functools.partial(_derived_state, optimizer, step)
     opt_state, extra = jax.eval_shape(derive, params)
-    table = optimizer_table(model.params, told, opt_state, run.config["optimizer"]["use"])
-    check_recorded(table, run.directory)
+    table = optimizer_table(model.params, told, opt_state)
     number = jax.ShapeDtypeStruct((), jnp.int32)
     state = TrainState(number, params, buffers, opt_state, key, extra)
     shardings = hooks.shard(run=run, model=model, abstract_state=state, derive=derive)

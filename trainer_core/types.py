@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import attrs
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from trainer_core.kinds import Kind, Role
+
 Params: TypeAlias = dict[str, Any]  # nested dicts with string keys; the leaves are arrays
 Buffers: TypeAlias = dict[str, Any]
 Batch: TypeAlias = dict[str, Any]  # flat: name to array; the first axis is the batch
 Metrics: TypeAlias = dict[str, Any]  # flat: name to a scalar
-
-Role = Literal["in", "out", "stack", "other"]
-Kind = Literal[
-    "matrix",
-    "embedding",
-    "unembedding",
-    "norm",
-    "bias",
-    "router",
-    "conv",
-    "position",
-    "scalar",
-    "other",
-]
 
 
 @attrs.frozen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trainer_core.cli.waiting import waiting
@@ -41,12 +41,12 @@ def explain(config: Config, as_json: bool) -> None:
     page.line()
     page.line(("[optimizer]", "bold"), f" use = {chosen.name}", (f"  {chosen.origin}", "dim"))
     page.line()
-    columns = list(dict.fromkeys(name for row in table for name in row.told))
+    columns = list(dict.fromkeys(["rule", *(name for row in table for name in row.told)]))
     page.table(
         [*columns, "state", "parameter"],
         [
             [
-                *(_written(row.told.get(name)) for name in columns),
+                *(_written(_told(row, chosen.name).get(name)) for name in columns),
                 _bytes(row.state_bytes),
                 row.info.path,
             ]
@@ -54,13 +54,18 @@ def explain(config: Config, as_json: bool) -> None:
         ],
     )
     page.line()
-    page.rows(_totals(table))
+    page.rows(_totals(table, chosen.name))
 
 
-def _totals(table: Sequence[Row]) -> list[tuple[str, str]]:
+def _told(row: Row, optimizer: str) -> Mapping[str, Any]:
+    """An optimizer that tells nothing has one rule, its own."""
+    return {"rule": optimizer, **row.told}
+
+
+def _totals(table: Sequence[Row], optimizer: str) -> list[tuple[str, str]]:
     by_rule: dict[str, list[Row]] = {}
     for row in table:
-        by_rule.setdefault(str(row.told.get("rule")), []).append(row)
+        by_rule.setdefault(str(_told(row, optimizer)["rule"]), []).append(row)
     return [(rule, _total(rows)) for rule, rows in by_rule.items()]
 
 

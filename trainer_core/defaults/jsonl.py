@@ -70,7 +70,8 @@ def read_metrics(path: Path) -> dict[int, dict[str, float]]:
     A last line that is torn is left out: the run was killed, or is writing it.
 
     Raises:
-        UserError: another line is not what `json_line` makes; or the file cannot be read.
+        UserError: another line is not what `json_line` makes, or says otherwise of a number of the
+            same step; or the file cannot be read.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -78,14 +79,22 @@ def read_metrics(path: Path) -> dict[int, dict[str, float]]:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    found = {}
+    found: dict[int, dict[str, float]] = {}
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
-            found[int(entry["step"])] = _numbers(entry)
+            step, numbers = int(entry["step"]), _numbers(entry)
         except (ValueError, KeyError, TypeError) as error:
             if number < len(lines):
                 raise UserError(f"{path}:{number} is no line of metrics: {line[:60]!r}") from error
+            continue
+        known = found.setdefault(step, {})
+        for name, value in numbers.items():
+            if repr(known.setdefault(name, value)) != repr(value):
+                raise UserError(
+                    f"{path}:{number} says {name} = {value} of step {step}, and a line above "
+                    f"{known[name]}; leave one of them out"
+                )
     return found
 
 

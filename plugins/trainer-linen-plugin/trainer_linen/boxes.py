@@ -11,7 +11,7 @@ import jax
 from flax import linen as nn
 from flax.core import meta
 
-from trainer_core.types import Kind, Role
+from trainer_core.kinds import Kind, Role
 
 
 @attrs.frozen

@@ -10,6 +10,7 @@ from flax import linen as nn
 from flax.linen.recurrent import DenseParams
 
 from trainer_core.errors import UserError
+from trainer_core.kinds import Kind
 from trainer_core.module_infos import (
     Roles,
     Told,
@@ -18,7 +19,7 @@ from trainer_core.module_infos import (
     module_info,
     times,
 )
-from trainer_core.types import Axis, Kind, ParamInfo
+from trainer_core.types import Axis, ParamInfo
 from trainer_linen.boxes import content, is_bridged, names_of, said
 
 _NORMS = (nn.BatchNorm, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm)

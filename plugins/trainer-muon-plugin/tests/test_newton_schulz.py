@@ -161,9 +161,10 @@ def test_rank_one_becomes_one_singular_value_of_about_one() -> None:
         ("dion", None, "there is no preset 'dion'; there is: standard, quintic, polar_express"),
         ("quintic", 3, "quintic has coefficients for 5 steps, not 3; leave steps away"),
         ([[1.5, -0.5, 0.0]] * 3, 7, "the list of triples has coefficients for 3 steps, not 7"),
-        ([1.0, 2.0], None, r"1.0 is no triple of numbers \(a, b, c\)"),
+        ([1.0, 2.0], None, r"1.0 is no triple of finite numbers \(a, b, c\)"),
         ([[1.0, 2.0]], None, r"\[1.0, 2.0\] is no triple"),
         ([], None, "give a triple"),
+        ([1.0, 2.0, float("nan")], None, "no triple of finite numbers"),
     ],
 )
 def test_coefficients_of_a_wrong_shape_are_refused(given: Any, steps: Any, message: str) -> None:

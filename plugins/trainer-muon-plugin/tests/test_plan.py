@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import shapes
 from trainer_muon import Description, describe, muon
-from trainer_muon.plan import make_plan
+from trainer_muon.layout import _fitting
+from trainer_muon.plan import described, make_plan
 from trainer_muon.plugin import Muon
 from trainer_muon.transform import build_muon
 
@@ -204,6 +205,65 @@ def test_blocks_that_do_not_fit_are_refused(blocks: Any, message: str) -> None:
         make_plan(infos, Muon())
 
 
+def test_an_unembedding_can_be_asked_for() -> None:
+    """Only what calls itself a matrix is refused on a vocabulary."""
+    infos = describe({"p": np.zeros((4, 8))}, {"p": Description("a:in vocab:out", "unembedding")})
+    assert make_plan(infos, Muon(kinds=["matrix", "unembedding"]))["p"].rule == "muon"
+    infos = describe({"p": np.zeros((4, 8))}, {"p": Description("a:in vocab:out")})
+    assert make_plan(infos, Muon(rules={"p": "muon"}))["p"].rule == "muon"
+
+
+def test_an_axis_that_no_parameter_has_is_no_head() -> None:
+    infos = shapes.stacked()[1]
+    with pytest.raises(UserError, match="no parameter has an axis 'head'; did you mean 'heads'"):
+        make_plan(infos, Muon(per_head=["head"]))
+
+
+def test_the_plan_of_a_block_is_this() -> None:
+    """As `trainer explain optimizer` shows it: every parameter once."""
+    infos = shapes.stacked()[1]
+    fused = describe(
+        {"qkv": np.zeros((8, 8, 2))},
+        {"qkv": Description("embed:in heads:out head_dim:out", "matrix", {"q": 8, "kv": 8})},
+    )
+    plan = [*jax.tree.leaves(make_plan(infos, Muon())), *make_plan(fused, Muon()).values()]
+    columns = ("rule", "why", "matrices", "group", "scale", "decay")
+    table = {
+        path: tuple(row.get(name, "") for name in columns)
+        for path, row in described(plan, Muon()).items()
+    }
+    adamw = ("", "", "")
+    assert table == {
+        "bias": ("adamw", "bias", *adamw, 0.0),
+        "embedding": ("adamw", "embedding", *adamw, 0.1),
+        "layers/down": ("muon", "matrix", "3 of 8 x 24", "3", "0.9798", 0.1),
+        "layers/key": ("muon", "matrix", "3 of 4 x 8", "1", "0.5657", 0.1),
+        "layers/norm": ("adamw", "norm", *adamw, 0.0),
+        "layers/out": ("muon", "matrix", "3 of 8 x 8", "2", "0.5657", 0.1),
+        "layers/query": ("muon", "matrix", "3 of 8 x 8", "2", "0.5657", 0.1),
+        "layers/up": ("muon", "matrix", "3 of 8 x 24", "3", "0.9798", 0.1),
+        "qkv": (
+            *("muon", "matrix", "q 1 of 8 x 8, kv 1 of 8 x 8"),
+            *("q 2, kv 2", "q 0.5657, kv 0.5657", 0.1),
+        ),
+    }
+
+
+def test_nothing_and_empty_arrays_are_updated_too() -> None:
+    assert update({}, {}) == {}
+    empty = {"p": np.zeros((0, 4, 8), np.float32)}
+    infos = describe(empty, {"p": Description("layers:stack a:in b:out")})
+    assert update(empty, infos)["p"].shape == (0, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("share", "most", "chunk"),
+    [(6, 1, 1), (7, 3, 1), (12, 8, 6), (13, 4, 2), (64, 20, 16), (5, 9, 5)],
+)
+def test_a_chunk_adds_an_eighth_at_most(share: int, most: int, chunk: int) -> None:
+    assert _fitting(share, most) == chunk
+
+
 def test_a_tied_matrix_is_no_matrix() -> None:
     import attrs
 
@@ -248,6 +308,16 @@ def test_wrong_settings_are_refused() -> None:
         muon(0.1, {}, gram=True, iteration_dtype="bfloat16")
     with pytest.raises(ValueError, match=r"coefficients: .* no triple"):
         muon(0.1, {}, coefficients=[1.0, 2.0])
+    with pytest.raises(ValueError, match='rms: has no meaning under scale = "spectral"'):
+        muon(0.1, {}, rms=0.3, scale="spectral")
+    with pytest.raises(ValueError, match="normuon_beta: has no meaning without normuon"):
+        muon(0.1, {}, normuon_beta=0.9)
+    with pytest.raises(ValueError, match="muon: has no setting 'betas'"):
+        muon(0.1, {}, betas=0.9)
+    with pytest.raises(ValueError, match=r'muon: scale = "kj" .*: expected "moonlight" or'):
+        muon(0.1, {}, scale="kj")
+    with pytest.raises(ValueError, match="'matrices' is no kind of parameter"):
+        muon(0.1, {}, kinds=["matrices"])
     with pytest.raises(ValueError, match='rules: "p" = "sgd": expected "muon" or "adamw"'):
         muon(0.1, {}, rules={"p": "sgd"})
 

@@ -134,6 +134,23 @@ def test_all_else_is_bitwise_adamw() -> None:
     np.testing.assert_array_equal(found["layers"]["norm"], expected["layers"]["norm"])
 
 
+@pytest.mark.parametrize("kind", ["unembedding", "router", "norm", "position", "conv"])
+def test_a_matrix_of_another_kind_is_bitwise_adamw(kind: Any) -> None:
+    params = {"p": shapes.random((3, 8, 12), 1)}
+    infos = describe(params, {"p": Description("layers:stack embed:in x:out", kind)})
+    found = trained(muon(RATE, infos), params, 3)
+    decays = kind in ("unembedding", "router", "conv")
+    expected = trained(optax.adamw(RATE, b2=0.95, weight_decay=0.1 * decays), params, 3)
+    np.testing.assert_array_equal(found["p"], expected["p"])
+
+
+def test_without_parameters_it_says_what_it_needs() -> None:
+    params, infos = matrices((4, 6))
+    optimizer = muon(RATE, infos)
+    with pytest.raises(ValueError, match="muon decays weights"):
+        optimizer.update(params, optimizer.init(params))
+
+
 def test_adamw_has_a_learning_rate_and_a_mask_of_its_own() -> None:
     params, infos = shapes.stacked()
     found = trained(muon(RATE, infos, adamw_rate=0.5, adamw_decayed=["bias"]), params)

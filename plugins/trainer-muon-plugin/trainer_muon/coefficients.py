@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -84,10 +85,12 @@ def coefficients(given: str | Sequence[Any], steps: int | None = None) -> Coeffi
 def _triple(given: Any) -> Triple:
     try:
         a, b, c = map(float, given)
+        if not all(map(math.isfinite, (a, b, c))):
+            raise ValueError
     except (TypeError, ValueError):
         raise ValueError(
-            f"{given!r} is no triple of numbers (a, b, c); give one triple, or a list of them, "
-            f"one for each step"
+            f"{given!r} is no triple of finite numbers (a, b, c); give one triple, or a list of "
+            f"them, one for each step"
         ) from None
     return (a, b, c)
 

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from trainer_core.types import Axis, Kind, ParamInfo, Role
+from trainer_core.kinds import Kind, Role
+from trainer_core.types import Axis, ParamInfo
 from trainer_muon.plan import Placement
 
 
@@ -67,17 +68,32 @@ def describe(params: Any, rules: Mapping[str, Description]) -> Any:
     return infos
 
 
-def placement_of(params: Any) -> tuple[Mesh | None, Placement]:
-    """Return the mesh of arrays that lie on one, and their mesh axes, by path."""
-    mesh: Mesh | None = None
-    placement = {}
-    for where, leaf in jax.tree_util.tree_leaves_with_path(params):
+def placement_of(params: Any) -> tuple[Mesh, Placement]:
+    """Return the mesh on which arrays lie, and the mesh axes of each axis of each, in their tree.
+
+    Args:
+        params: arrays, or shapes with shardings, all on one mesh.
+
+    Raises:
+        ValueError: an array lies on no mesh of devices, or on another than the first.
+    """
+    meshes: dict[Mesh, str] = {}
+
+    def axes(where: Any, leaf: Any) -> tuple[tuple[str, ...], ...]:
         sharding = getattr(leaf, "sharding", None)
-        if not isinstance(sharding, NamedSharding):
-            continue
-        mesh = sharding.mesh if isinstance(sharding.mesh, Mesh) else mesh
-        placement[path_of(where)] = mesh_axes_of(sharding.spec, len(leaf.shape))
-    return mesh, placement
+        if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh):
+            raise ValueError(
+                f"{path_of(where)} lies on no mesh of devices: its sharding is {sharding}; put "
+                f"all arrays there by jax.device_put(params, NamedSharding(mesh, ...))"
+            )
+        meshes.setdefault(sharding.mesh, path_of(where))
+        return mesh_axes_of(sharding.spec, len(leaf.shape))
+
+    placement = jax.tree_util.tree_map_with_path(axes, params)
+    if len(meshes) != 1:
+        on = " and ".join(f"{path} on {mesh.shape}" for mesh, path in meshes.items()) or "no array"
+        raise ValueError(f"expected one mesh, found {on}")
+    return next(iter(meshes)), placement
 
 
 def mesh_axes_of(spec: PartitionSpec, dimensions: int) -> tuple[tuple[str, ...], ...]:

@@ -72,9 +72,15 @@ def layout_of(group: Group, count: int, mesh: Mesh | None, chunk: int) -> Layout
         if free and _per_device(count, devices * size) < _per_device(count, devices):
             moved, devices = (*moved, axis), devices * size
             specs.append(_spec(parts, moved, (), ()))
-    share = _per_device(count, devices)
-    rounds = -(-share // chunk)
-    return Layout(mesh, tuple(specs), devices, rounds, -(-share // rounds))
+    share = max(1, _per_device(count, devices))
+    chunk = _fitting(share, chunk)
+    return Layout(mesh, tuple(specs), devices, -(-share // chunk), chunk)
+
+
+def _fitting(share: int, most: int) -> int:
+    """The largest chunk that adds no more than an eighth of zeros to a device's share."""
+    chunks = range(min(most, share), 0, -1)
+    return next(chunk for chunk in chunks if 8 * (-share % chunk) <= share)
 
 
 def worked_on(layout: Layout, arrays: tuple[jax.Array, ...], work: Work) -> tuple[jax.Array, ...]:

@@ -27,8 +27,8 @@ def orthogonalize(
         x: [..., m, n], of any float dtype.
         by: the coefficients.
         dtype: of the products' operands; they are added up in float32.
-        gram: iterate on X Xᵀ where n / m or m / n > 1.5, which takes about a third fewer flops:
-            `X_k = Q_k X_0`, `Q_k = P_k … P_1` (Dao et al., Gram Newton-Schulz, 2026). Needs
+        gram: iterate on X Xᵀ where n / m or m / n > 1.5, from where it takes fewer flops:
+            `X_k = Q_k X_0`, `Q_k = P_k … P_1` (Gram Newton-Schulz, Dao AI Lab, 2026). Needs
             float32: its rounding errors are amplified where those of X_k are not.
 
     Returns:

@@ -8,6 +8,7 @@ import optax
 from jax.sharding import Mesh
 
 from trainer_core.errors import SettingError
+from trainer_core.settings import structure
 from trainer_muon.plan import Placement
 from trainer_muon.plugin import Muon
 from trainer_muon.transform import Rate, build_muon
@@ -17,7 +18,7 @@ def muon(
     learning_rate: Rate,
     params_info: Any,
     *,
-    placement: tuple[Mesh | None, Placement] = (None, {}),
+    placement: tuple[Mesh | None, Placement] = (None, None),
     **settings: Any,
 ) -> optax.GradientTransformation:
     """Return Muon for matrices, and AdamW for all else, as one optax transformation.
@@ -32,10 +33,10 @@ def muon(
     Raises:
         ValueError: settings, or a parameter, that do not fit; see `trainer_muon.plan.make_plan`.
     """
-    chosen = Muon(**settings)
+    chosen: Muon = structure(Muon, settings, "muon:", lambda key: "an argument").instance
     try:
         chosen.check({})
     except SettingError as error:
-        raise ValueError(f"{error.key}: {error}") from None
+        raise ValueError(f"muon: {error.key}: {error}") from None
     mesh, lies = placement
     return build_muon(learning_rate, params_info, chosen, lies, mesh)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from trainer_muon.plugin import Muon
 
 Rule = Literal["muon", "adamw"]
-Placement = Mapping[str, Sequence[MeshAxes]]  # path to the mesh axes of each array axis
+# In the tree of the parameters: for each, the mesh axes of each array axis; None: all are whole.
+Placement = Any
 Cut = tuple[int, int, int]  # array axis, start, stop
 _SHOWN = 20
 
@@ -89,7 +90,7 @@ def make_plan(
     Args:
         infos: a tree of ParamInfo.
         settings: of the optimizer.
-        placement: where each parameter lies on the mesh; None: whole.
+        placement: the mesh axes of each array axis, in the same tree; None: all are whole.
         mesh: the devices; None where there is no placement.
 
     Raises:
@@ -99,12 +100,17 @@ def make_plan(
     """
     leaves: list[ParamInfo] = jax.tree.leaves(infos)
     problems = [*_unused_rules(settings.rules, leaves), *_unused_names(settings, leaves)]
-    planned: dict[str, Planned] = {}
-    for info in leaves:
+
+    def planned(info: ParamInfo, spread: tuple[MeshAxes, ...]) -> Planned | None:
         try:
-            planned[info.path] = _planned(info, settings, placement or {}, mesh)
+            return _planned(info, settings, spread, mesh)
         except ValueError as error:
             problems.append(f"{info.path} {list(info.shape)}: {error}")
+            return None
+
+    if placement is None:
+        placement = jax.tree.map(lambda info: ((),) * len(info.shape), infos)
+    plan = jax.tree.map(planned, infos, placement)
     if problems:
         more = len(problems) - _SHOWN
         shown = "".join(f"\n  {line}" for line in problems[:_SHOWN])
@@ -114,7 +120,7 @@ def make_plan(
             "optimizer.rules",
             "optimizer.use",
         )
-    return jax.tree.map(lambda info: planned[info.path], infos)
+    return plan
 
 
 def _unused_rules(rules: Mapping[str, str], infos: Sequence[ParamInfo]) -> list[str]:
@@ -134,12 +140,11 @@ def _unused_names(settings: Muon, infos: Sequence[ParamInfo]) -> list[str]:
     ]
 
 
-def _planned(info: ParamInfo, settings: Muon, placement: Placement, mesh: Any) -> Planned:
+def _planned(info: ParamInfo, settings: Muon, spread: tuple[MeshAxes, ...], mesh: Any) -> Planned:
     rule, why = _rule(info, settings)
-    spread = tuple(tuple(axes) for axes in placement.get(info.path, ((),) * len(info.shape)))
     if rule == "adamw":
         return Planned(info, rule, why, spread=spread)
-    if any(axis.name == "vocab" for axis in info.axes):
+    if why == "matrix" and any(axis.name == "vocab" for axis in info.axes):
         raise ValueError(
             "its axis 'vocab' says that it embeds or predicts tokens; make it kind 'embedding' "
             f'or \'unembedding\', or set [optimizer] rules = {{"{info.path}" = "adamw"}}'
@@ -245,7 +250,7 @@ def described(plan: Sequence[Planned], settings: Muon) -> dict[str, dict[str, An
         row: dict[str, Any] = {"rule": planned.rule, "why": planned.why}
         if planned.parts:
             row["matrices"] = _each(
-                planned, lambda part: f"{part.view.count} of {_times(part.view.matrix)}"
+                planned, lambda part: f"{part.view.total} of {_times(part.view.matrix)}"
             )
             row["group"] = _each(planned, lambda part: str(groups.index(part.group) + 1))
             row["scale"] = _each(planned, lambda part: f"{part.scale:.4g}")
@@ -258,11 +263,10 @@ def described(plan: Sequence[Planned], settings: Muon) -> dict[str, dict[str, An
 
 
 def _each(planned: Planned, text: Callable[[Part], str]) -> str:
-    """One text where all blocks have the same, else each block's."""
-    texts = {part.block: text(part) for part in planned.parts}
-    if len(set(texts.values())) == 1:
-        return next(iter(texts.values()))
-    return ", ".join(f"{block} {each}" for block, each in texts.items())
+    """The text of the array, or of each of its blocks."""
+    if not planned.info.blocks:
+        return text(planned.parts[0])
+    return ", ".join(f"{part.block} {text(part)}" for part in planned.parts)
 
 
 def _times(matrix: tuple[int, int]) -> str:

@@ -9,6 +9,7 @@ import attrs
 from attrs.validators import and_, ge, gt, lt
 
 from trainer_core.errors import SettingError
+from trainer_core.kinds import KINDS
 from trainer_core.plugin import hookimpl, plugin, setting
 from trainer_muon.coefficients import coefficients
 
@@ -18,18 +19,6 @@ if TYPE_CHECKING:
     from trainer_core.run import Run
     from trainer_core.types import Model
 
-KINDS = (
-    "matrix",
-    "embedding",
-    "unembedding",
-    "norm",
-    "bias",
-    "router",
-    "conv",
-    "position",
-    "scalar",
-    "other",
-)
 _FRACTION = and_(ge(0), lt(1))
 
 
@@ -42,13 +31,15 @@ class Muon:
     nesterov: bool = setting(True, "look one step ahead")
     bias_correction: bool = setting(False, "of the momentum, as Adam's; Keller Jordan has none")
     weight_decay: float = setting(0.1, "of the matrices, times the learning rate", check=ge(0))
-    cautious: bool = setting(False, "decay only where that and the update agree in sign")
+    cautious: bool = setting(False, "decay matrices only where that and the update agree in sign")
     scale: str = setting(
         "moonlight",
         "by which one learning rate suits every shape; moonlight: AdamW's own",
         choices=("moonlight", "keller_jordan", "spectral"),
     )
-    rms: float = setting(0.2, "of the updates, under the scale moonlight", check=gt(0))
+    rms: float | None = setting(
+        None, "root mean square of an update, under the scale moonlight: 0.2", check=gt(0)
+    )
     coefficients: str | list[float] | list[list[float]] = setting(
         "standard",
         "of Newton-Schulz: standard, quintic, polar_express, deepseek_v4; or (a, b, c), or a list "
@@ -83,7 +74,7 @@ class Muon:
         "axes along which each index is a matrix of its own, such as heads and kv_heads",
     )
     normuon: bool = setting(False, "scale each output by its own mean square (NorMuon)")
-    normuon_beta: float = setting(0.95, "decay of that mean square", check=_FRACTION)
+    normuon_beta: float | None = setting(None, "decay of that mean square: 0.95", check=_FRACTION)
     adamw_rate: float = setting(
         1.0, "AdamW's learning rate, in multiples of the schedule's", check=ge(0)
     )
@@ -109,6 +100,10 @@ class Muon:
     def check(self, config: Mapping[str, Any]) -> None:
         """What can be seen of the settings alone."""
         del config
+        if self.rms is not None and self.scale != "moonlight":
+            raise SettingError("rms", f'has no meaning under scale = "{self.scale}"; leave it out')
+        if self.normuon_beta is not None and not self.normuon:
+            raise SettingError("normuon_beta", "has no meaning without normuon = true")
         if self.gram and self.iteration_dtype == "bfloat16":
             raise SettingError(
                 "gram",
@@ -133,21 +128,27 @@ class Muon:
     def build_optimizer(
         self, run: Run, model: Model, learning_rate: Callable[[Any], Any]
     ) -> optax.GradientTransformation:
-        import jax
-
-        from trainer_muon.infos import mesh_axes_of
         from trainer_muon.transform import build_muon
 
-        placement = {
-            info.path: mesh_axes_of(run.axes.param_sharding(info).spec, len(info.shape))
-            for info in jax.tree.leaves(model.params)
-        }
-        return build_muon(learning_rate, model.params, self, placement, run.mesh)
+        return build_muon(learning_rate, model.params, self, _placement(run, model), run.mesh)
 
     @hookimpl
-    def describe_optimizer(self, model: Model) -> dict[str, dict[str, Any]]:
+    def describe_optimizer(self, run: Run, model: Model) -> dict[str, dict[str, Any]]:
         import jax
 
         from trainer_muon.plan import described, make_plan
 
-        return described(jax.tree.leaves(make_plan(model.params, self)), self)
+        plan = make_plan(model.params, self, _placement(run, model), run.mesh)
+        return described(jax.tree.leaves(plan), self)
+
+
+def _placement(run: Run, model: Model) -> Any:
+    """Where each parameter lies, by `[shard] rules`."""
+    import jax
+
+    from trainer_muon.infos import mesh_axes_of
+
+    return jax.tree.map(
+        lambda info: mesh_axes_of(run.axes.param_sharding(info).spec, len(info.shape)),
+        model.params,
+    )

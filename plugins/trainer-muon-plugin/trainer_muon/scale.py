@@ -10,7 +10,7 @@ from trainer_muon.view import View
 if TYPE_CHECKING:
     from trainer_muon.plugin import Muon
 
-SCALES = ("moonlight", "keller_jordan", "spectral")
+_RMS = 0.2
 
 
 def scale_of(view: View, settings: Muon) -> float:
@@ -25,7 +25,7 @@ def scale_of(view: View, settings: Muon) -> float:
     """
     size_in, size_out = view.size_in, view.size_out
     if settings.scale == "moonlight":
-        return settings.rms * math.sqrt(max(size_in, size_out))
+        return (settings.rms or _RMS) * math.sqrt(max(size_in, size_out))
     if settings.scale == "keller_jordan":
         return math.sqrt(max(1.0, size_out / size_in))
     return math.sqrt(size_out / size_in)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ from trainer_muon.coefficients import Coefficients, coefficients
 from trainer_muon.layout import Layout, chunk_of, layout_of, platform_of, worked_on
 from trainer_muon.newton_schulz import orthogonalize
 from trainer_muon.plan import Group, Part, Placement, Planned, make_plan
+from trainer_muon.view import MeshAxes
 
 if TYPE_CHECKING:
     from trainer_muon.plugin import Muon
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 Schedule = Callable[[Any], Any]
 Rate = float | Schedule
 _BYTES_AT_ONCE = 256 * 2**20
+_NEURONS_BETA = 0.95  # of NorMuon's mean square, where no other is set
 _EPSILON = 1e-8  # of NorMuon's root
 
 
@@ -30,13 +32,13 @@ class MuonState(NamedTuple):
     """What Muon keeps: no hyperparameter, which all come from the config at every start.
 
     Attributes:
-        updates: int32, how many were made.
-        momentum: float32, in the shape of the parameters.
+        count: int32, updates made.
+        mu: float32, the momentum, in the shape of the parameters.
         neurons: float32, NorMuon's mean square of each output, the `in` axes of size 1; else ().
     """
 
-    updates: jax.Array
-    momentum: Any
+    count: jax.Array  # type: ignore[assignment]
+    mu: Any
     neurons: Any
 
 
@@ -53,7 +55,7 @@ def build_muon(
         learning_rate: a number, or a schedule of updates made.
         infos: a ParamInfo for each parameter, in the tree of the parameters.
         settings: all else.
-        placement: path to the mesh axes of each array axis; None: whole.
+        placement: the mesh axes of each array axis, in the same tree; None: all are whole.
         mesh: the devices that the placement speaks of.
 
     Raises:
@@ -117,14 +119,14 @@ def scale_by_muon(
 
     def update(grads: Any, state: MuonState, params: Any = None) -> tuple[Any, MuonState]:
         del params
-        count = state.updates + 1
+        count = state.count + 1
         leaves, structure = jax.tree.flatten(grads)
         assert len(leaves) == len(matrices), "a gradient for each planned matrix"
         grads = [leaf.astype(jnp.float32) for leaf in leaves]
         beta = settings.momentum
         momentum = [
             beta * old + (1 - beta) * grad
-            for old, grad in zip(jax.tree.leaves(state.momentum), grads, strict=True)
+            for old, grad in zip(jax.tree.leaves(state.mu), grads, strict=True)
         ]
         directions = [
             _direction(new, grad, count, settings)
@@ -133,9 +135,10 @@ def scale_by_muon(
         if settings.iteration_dtype == "bfloat16":  # also on the wire between devices
             directions = [each.astype(jnp.bfloat16) for each in directions]
         neurons = jax.tree.leaves(state.neurons)
-        made, neurons = _in_auto_axes(
-            functools.partial(_orthogonalized, matrices, settings, mesh, work), matrices, mesh
-        )(directions, neurons)
+        orthogonalized = functools.partial(_orthogonalized, matrices, settings, mesh, work)
+        made, neurons = _in_auto_axes(orthogonalized, matrices, mesh, settings.normuon)(
+            directions, neurons
+        )
         kept = jax.tree.unflatten(structure, neurons) if settings.normuon else ()
         return jax.tree.unflatten(structure, made), MuonState(
             count, jax.tree.unflatten(structure, momentum), kept
@@ -155,7 +158,8 @@ def add_decayed_weights(weight_decay: float, cautious: bool) -> optax.GradientTr
         return update + (jnp.where(update * param >= 0, decay, 0.0) if cautious else decay)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        assert params is not None, "weight decay needs the parameters"
+        if params is None:
+            raise ValueError("muon decays weights: call update(grads, state, params)")
         return jax.tree.map(decayed, updates, params), state
 
     if not weight_decay:
@@ -264,7 +268,7 @@ def _orthogonal_update(
     neurons = arrays[1]
     # Of shape [..., rows, 1] or [..., 1, columns]: the other side is `in`.
     axis = -1 if neurons.shape[-1] == 1 else -2
-    return _normed_by_neuron(update, neurons, axis, settings.normuon_beta)
+    return _normed_by_neuron(update, neurons, axis, settings.normuon_beta or _NEURONS_BETA)
 
 
 def _normed_by_neuron(
@@ -272,7 +276,9 @@ def _normed_by_neuron(
 ) -> tuple[jax.Array, jax.Array]:
     """NorMuon: each output by its own root mean square over time, the matrix's norm as before.
 
-    Source: Li et al., arXiv:2510.05491, 2025, algorithm 1.
+    Source: Li et al., arXiv:2510.05491, 2025. There the norm is set to 0.2 √(rows · columns)
+    instead of kept, which is the same under the scale moonlight, up to how far the singular values
+    are from 1.
     """
     x = update.astype(jnp.float32)
     neurons = beta * neurons + (1 - beta) * jnp.mean(jnp.square(x), axis=axis, keepdims=True)
@@ -283,12 +289,24 @@ def _normed_by_neuron(
     return (normed * (before / jnp.where(after == 0, 1.0, after))).astype(update.dtype), neurons
 
 
-def _in_auto_axes(function: Any, matrices: list[Planned], mesh: Mesh | None) -> Any:
+def _in_auto_axes(function: Any, matrices: list[Planned], mesh: Mesh | None, normuon: bool) -> Any:
     """On a mesh of Explicit axes, XLA may choose within; the results lie as the parameters do."""
     if mesh is None or AxisType.Explicit not in mesh.axis_types:
         return function
-    lies = [PartitionSpec(*(axes or None for axes in each.spread)) for each in matrices]
-    return jax.sharding.auto_axes(function, out_sharding=(lies, []))
+    if len(set(mesh.axis_types)) > 1:
+        raise ValueError(f"muon needs a mesh whose axes are of one type, not {mesh.axis_types}")
+    lies = [_spec(each.spread) for each in matrices]
+    kept = [_spec(_spread_of_neurons(each)) for each in matrices if normuon]
+    return jax.sharding.auto_axes(function, out_sharding=(lies, kept))
+
+
+def _spread_of_neurons(planned: Planned) -> list[MeshAxes]:
+    ins = planned.parts[0].view.ins
+    return [() if axis in ins else axes for axis, axes in enumerate(planned.spread)]
+
+
+def _spec(spread: Iterable[MeshAxes]) -> PartitionSpec:
+    return PartitionSpec(*(axes or None for axes in spread))
 
 
 def _decayed(plan: Any, settings: Muon, params: Any) -> Any:

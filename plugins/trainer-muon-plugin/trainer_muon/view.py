@@ -51,6 +51,11 @@ class View:
         return sizes[::-1] if self.outs_are_rows else sizes
 
     @property
+    def total(self) -> int:
+        """How many matrices there are, all parts together."""
+        return self.count * math.prod(self.parts)
+
+    @property
     def count(self) -> int:
         """How many matrices each part of the stack holds."""
         return math.prod(self.shape[axis] for axis in self.stack) // math.prod(self.parts)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from trainer_core.kinds import Kind
 from trainer_core.module_infos import (
     Roles,
     Told,
@@ -16,7 +17,7 @@ from trainer_core.module_infos import (
     module_info,
     times,
 )
-from trainer_core.types import Kind, ParamInfo
+from trainer_core.types import ParamInfo
 
 _NORMS = (nnx.BatchNorm, nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm, nnx.InstanceNorm)
 _STACKING = "layers stacked by nnx.vmap need nnx.transform_metadata as well"
