@@ -115,7 +115,7 @@ def make_plan(
         more = len(problems) - _SHOWN
         shown = "".join(f"\n  {line}" for line in problems[:_SHOWN])
         raise UserError(
-            f"[optimizer] muon needs to know what each parameter is:{shown}"
+            f"[optimizer] muon does not fit the model:{shown}"
             + (f"\n  and {more} more" if more > 0 else ""),
             "optimizer.rules",
             "optimizer.use",
