@@ -116,18 +116,8 @@ def _result(report: Report) -> str:
     if report.differ:
         return f"they differ{f' by more than {report.tolerance:g}' if report.tolerance else ''}"
     if report.largest:
-        equal = f"equal within {report.tolerance:g}: at most {_apart(report.largest)} apart"
-    else:
-        equal = "equal, bit for bit" if report.has_same_bits else "equal, but for the sign of zeros"
-    return equal + _extent(report)
-
-
-def _extent(report: Report) -> str:
-    """How far that reaches, where one of them reported steps that the other did not."""
-    common = len(report.steps)
-    if report.a.metrics.keys() == report.b.metrics.keys() or not common:
-        return ""
-    return f"; so far as both go: {common} step{'s' * (common != 1)}"
+        return f"equal within {report.tolerance:g}: at most {_apart(report.largest)} apart"
+    return "equal, bit for bit" if report.has_same_bits else "equal, but for the sign of zeros"
 
 
 def _within(report: Report) -> str:
