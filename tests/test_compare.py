@@ -216,6 +216,20 @@ def test_a_torn_last_line_is_left_out_and_any_other_is_an_error(compare: Any) ->
     assert "metrics.jsonl:1 is no line of metrics" in said
 
 
+def test_lines_of_one_step_are_put_together_and_must_agree(compare: Any) -> None:
+    """Logs of other code often have the loss and the evaluation on lines of their own."""
+    for name, loss in (("x", 2.0), ("y", 9.0)):
+        Path(f"{name}.jsonl").write_text(
+            f'{{"step": 1, "loss": {loss}}}\n{{"step": 1, "eval_loss": 3.0}}\n'
+        )
+    assert compare("x.jsonl", "x.jsonl")[0] == 0
+    assert compare("x.jsonl", "y.jsonl")[0] == 1
+    Path("y.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 1, "loss": 2.5}\n')
+    code, said = compare("x.jsonl", "y.jsonl")
+    assert code == 2
+    assert "y.jsonl:2 says loss = 2.5 of step 1, and a line above 2.0" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -43,11 +43,12 @@ def explain(config: Config, as_json: bool) -> None:
     page.line()
     columns = list(dict.fromkeys(["rule", *(name for row in table for name in row.told)]))
     page.table(
-        [*columns, "state", "parameter"],
+        [*columns, "state", "kind", "parameter"],
         [
             [
                 *(_written(_told(row, chosen.name).get(name)) for name in columns),
                 _bytes(row.state_bytes),
+                row.info.kind,
                 row.info.path,
             ]
             for row in table

@@ -57,7 +57,6 @@ class AdamW:
             info.path: {
                 "rule": "adamw",
                 "decay": self.weight_decay if info.kind in _DECAYED else 0.0,
-                "kind": info.kind,
             }
             for info in jax.tree.leaves(model.params)
         }

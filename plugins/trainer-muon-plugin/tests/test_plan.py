@@ -227,23 +227,23 @@ def test_the_plan_of_a_block_is_this() -> None:
         {"qkv": Description("embed:in heads:out head_dim:out", "matrix", {"q": 8, "kv": 8})},
     )
     plan = [*jax.tree.leaves(make_plan(infos, Muon())), *make_plan(fused, Muon()).values()]
-    columns = ("rule", "why", "matrices", "group", "scale", "decay")
+    columns = ("rule", "matrices", "group", "scale", "decay")
     table = {
         path: tuple(row.get(name, "") for name in columns)
         for path, row in described(plan, Muon()).items()
     }
     adamw = ("", "", "")
     assert table == {
-        "bias": ("adamw", "bias", *adamw, 0.0),
-        "embedding": ("adamw", "embedding", *adamw, 0.1),
-        "layers/down": ("muon", "matrix", "3 of 8 x 24", "3", "0.9798", 0.1),
-        "layers/key": ("muon", "matrix", "3 of 4 x 8", "1", "0.5657", 0.1),
-        "layers/norm": ("adamw", "norm", *adamw, 0.0),
-        "layers/out": ("muon", "matrix", "3 of 8 x 8", "2", "0.5657", 0.1),
-        "layers/query": ("muon", "matrix", "3 of 8 x 8", "2", "0.5657", 0.1),
-        "layers/up": ("muon", "matrix", "3 of 8 x 24", "3", "0.9798", 0.1),
+        "bias": ("adamw", *adamw, 0.0),
+        "embedding": ("adamw", *adamw, 0.1),
+        "layers/down": ("muon", "3 of 8 x 24", "3", "0.9798", 0.1),
+        "layers/key": ("muon", "3 of 4 x 8", "1", "0.5657", 0.1),
+        "layers/norm": ("adamw", *adamw, 0.0),
+        "layers/out": ("muon", "3 of 8 x 8", "2", "0.5657", 0.1),
+        "layers/query": ("muon", "3 of 8 x 8", "2", "0.5657", 0.1),
+        "layers/up": ("muon", "3 of 8 x 24", "3", "0.9798", 0.1),
         "qkv": (
-            *("muon", "matrix", "q 1 of 8 x 8, kv 1 of 8 x 8"),
+            *("muon", "q 1 of 8 x 8, kv 1 of 8 x 8"),
             *("q 2, kv 2", "q 0.5657, kv 0.5657", 0.1),
         ),
     }

@@ -70,7 +70,7 @@ class Planned:
     Attributes:
         info: of the parameter.
         rule: whose it is.
-        why: the reason, in a few words.
+        why: what decided that, in a few words: mostly its kind.
         parts: its matrices; empty for AdamW.
         spread: the mesh axes of each array axis.
     """
@@ -247,7 +247,7 @@ def described(plan: Sequence[Planned], settings: Muon) -> dict[str, dict[str, An
     groups = sorted({part.group for planned in plan for part in planned.parts})
     rows: dict[str, dict[str, Any]] = {}
     for planned in plan:
-        row: dict[str, Any] = {"rule": planned.rule, "why": planned.why}
+        row: dict[str, Any] = {"rule": planned.rule}
         if planned.parts:
             row["matrices"] = _each(
                 planned, lambda part: f"{part.view.total} of {_times(part.view.matrix)}"
