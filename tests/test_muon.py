@@ -72,10 +72,8 @@ class Sharded:
             names = tuple(map(str, path))
             ends = (known.get(names[start:]) for start in range(len(names)))
             where = next(filter(None, ends), whole) if leaf.ndim else whole
-            # What is kept for each neuron has size 1 along the other axes.
-            kept = zip(where.spec, leaf.shape, strict=False)
-            spec = (axes if size > 1 else None for axes, size in kept)
-            where = NamedSharding(self.mesh, PartitionSpec(*spec))
+            # What is kept for each neuron is small, and whole on each device.
+            where = whole if "neurons" in "".join(names) else where
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
         made = jax.eval_shape(self.optimizer.init, self.params)

@@ -14,7 +14,7 @@ from trainer_core.errors import UserError
 from trainer_core.suggest import did_you_mean
 from trainer_core.types import ParamInfo
 from trainer_muon.scale import scale_of
-from trainer_muon.view import MeshAxes, View, view_of
+from trainer_muon.view import MeshAxes, View, one_a_neuron, view_of
 
 if TYPE_CHECKING:
     from trainer_muon.plugin import Muon
@@ -80,6 +80,11 @@ class Planned:
     why: str
     parts: tuple[Part, ...] = ()
     spread: tuple[MeshAxes, ...] = ()
+
+    @property
+    def neurons(self) -> tuple[int, ...]:
+        """The shape of one number for each output: the `in` axes have size 1."""
+        return one_a_neuron(self.info.shape, self.parts[0].view.ins)
 
 
 def make_plan(

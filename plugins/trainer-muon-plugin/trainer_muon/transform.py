@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -16,7 +16,6 @@ from trainer_muon.coefficients import Coefficients, coefficients
 from trainer_muon.layout import Layout, chunk_of, layout_of, platform_of, worked_on
 from trainer_muon.newton_schulz import orthogonalize
 from trainer_muon.plan import Group, Part, Placement, Planned, make_plan
-from trainer_muon.view import MeshAxes
 
 if TYPE_CHECKING:
     from trainer_muon.plugin import Muon
@@ -105,16 +104,10 @@ def scale_by_muon(
 
     def init(params: Any) -> MuonState:
         momentum = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.float32), params)
-        leaves, structure = jax.tree.flatten(momentum)
         neurons: Any = ()
         if settings.normuon:
-            neurons = jax.tree.unflatten(
-                structure,
-                [
-                    jnp.max(leaf, axis=each.parts[0].view.ins, keepdims=True)
-                    for leaf, each in zip(leaves, matrices, strict=True)
-                ],
-            )
+            kept = [jnp.zeros(each.neurons, jnp.float32) for each in matrices]
+            neurons = jax.tree.unflatten(jax.tree.structure(momentum), kept)
         return MuonState(jnp.zeros((), jnp.int32), momentum, neurons)
 
     def update(grads: Any, state: MuonState, params: Any = None) -> tuple[Any, MuonState]:
@@ -222,8 +215,7 @@ def _orthogonalized(
             update = pieces[0].astype(jnp.float32) * part.scale
             made[member] = [part.view.unfold(update)]
             if settings.normuon:
-                kept = [1 if axis in part.view.ins else n for axis, n in enumerate(part.view.shape)]
-                made[member].append(part.view.unfold(pieces[1], kept))
+                made[member].append(part.view.unfold(pieces[1], part.view.neurons))
     joined = [_joined(planned, leaf, made) for leaf, planned in enumerate(matrices)]
     return [each[0] for each in joined], [each[1] for each in joined if settings.normuon]
 
@@ -295,18 +287,9 @@ def _in_auto_axes(function: Any, matrices: list[Planned], mesh: Mesh | None, nor
         return function
     if len(set(mesh.axis_types)) > 1:
         raise ValueError(f"muon needs a mesh whose axes are of one type, not {mesh.axis_types}")
-    lies = [_spec(each.spread) for each in matrices]
-    kept = [_spec(_spread_of_neurons(each)) for each in matrices if normuon]
+    lies = [PartitionSpec(*(axes or None for axes in each.spread)) for each in matrices]
+    kept = [PartitionSpec()] * (len(matrices) if normuon else 0)
     return jax.sharding.auto_axes(function, out_sharding=(lies, kept))
-
-
-def _spread_of_neurons(planned: Planned) -> list[MeshAxes]:
-    ins = planned.parts[0].view.ins
-    return [() if axis in ins else axes for axis, axes in enumerate(planned.spread)]
-
-
-def _spec(spread: Iterable[MeshAxes]) -> PartitionSpec:
-    return PartitionSpec(*(axes or None for axes in spread))
 
 
 def _decayed(plan: Any, settings: Muon, params: Any) -> Any:

@@ -51,6 +51,10 @@ class View:
         return sizes[::-1] if self.outs_are_rows else sizes
 
     @property
+    def neurons(self) -> tuple[int, ...]:
+        return one_a_neuron(self.shape, self.ins)
+
+    @property
     def total(self) -> int:
         """How many matrices there are, all parts together."""
         return self.count * math.prod(self.parts)
@@ -101,6 +105,11 @@ class View:
         for axes in (self.stack, self.stack, self.ins, self.outs):
             ends.append(ends[-1] + len(axes))
         return list(itertools.pairwise(ends))
+
+
+def one_a_neuron(shape: Sequence[int], ins: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of one number for each output: the `in` axes have size 1."""
+    return tuple(1 if axis in ins else size for axis, size in enumerate(shape))
 
 
 def view_of(
