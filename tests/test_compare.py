@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -153,7 +154,8 @@ def test_a_run_without_checkpoints_is_compared_by_its_numbers(compare: Any) -> N
     code, page = compare("a", part_of_a("unsaved", reported=[1, 2], saved=[]))
     assert code == 0
     assert page.splitlines()[1] == "B  unsaved, 2 of 4 steps"
-    assert "states   not compared: no checkpoint of these steps in unsaved" in page
+    assert re.search("only in A +steps 3, 4", page)
+    assert re.search("states +not compared: no checkpoint of these steps in unsaved", page)
 
 
 def test_what_is_not_a_number_equals_itself_and_nothing_else(compare: Any) -> None:

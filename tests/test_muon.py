@@ -320,7 +320,7 @@ def test_a_changed_classification_is_told_by_path_before_anything_is_restored(
     for name in ("down", "gate", "up"):
         assert f"\n  layers/mlp/{name}/kernel was muon, is adamw" in told
     assert "attention" not in told
-    assert "set [optimizer] as it was, or start a new run" in told
+    assert "set [optimizer] as it was, or begin anew" in told
 
 
 @pytest.mark.long

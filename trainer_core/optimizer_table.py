@@ -96,7 +96,8 @@ def check_recorded(table: Sequence[Row], directory: Path) -> None:
             f"the checkpoints of {directory} hold the state of an optimizer that updates these "
             f"parameters by other rules:{listed}"
             + (f"\n  and {more} more" if more > 0 else "")
-            + "\nset [optimizer] as it was, or start a new run with run.name=NAME",
+            + f"\nset [optimizer] as it was, or begin anew what the optimizer keeps, in another "
+            f"run: trainer convert {directory} RECIPE.toml run.name=NAME --fresh-optimizer",
             "optimizer.use",
         )
 

@@ -74,20 +74,23 @@ def read_metrics(path: Path) -> dict[int, dict[str, float]]:
             same step; or the file cannot be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     found: dict[int, dict[str, float]] = {}
+    lines = text.splitlines()
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
             step, numbers = int(entry["step"]), _numbers(entry)
         except (ValueError, KeyError, TypeError) as error:
-            if number < len(lines):
-                raise UserError(f"{path}:{number} is no line of metrics: {line[:60]!r}") from error
-            continue
+            if number == len(lines) and not text.endswith("\n"):
+                continue  # torn
+            raise UserError(
+                f"{path}:{number} is no line of metrics, an object with a step: {line[:60]!r}"
+            ) from error
         known = found.setdefault(step, {})
         for name, value in numbers.items():
             if repr(known.setdefault(name, value)) != repr(value):

@@ -132,6 +132,20 @@ def test_a_rule_that_cannot_be_followed(rule: str, said: str, tmp_path: Path) ->
         planned(path, RUN, f"[[rule]]\nfrom = 'embed'\n{rule}")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[[rule]]\nfrom = 'embd'\nto = 'embed'", "from = 'embd': it fits nothing"),
+        ("[[rule]]\nfrom = 'none/.*'\ndrop = true", "from = 'none/.*': it fits nothing"),
+        ("fresh = ['haed/.*']", "fresh = ['haed/.*']: the run has nothing of this name"),
+    ],
+)
+def test_what_a_mapping_says_of_nothing_is_noted(text: str, said: str, tmp_path: Path) -> None:
+    """Everything else fits by equal names: a misspelled rule is not left out in silence."""
+    old = saved(tmp_path / "old", {"params": GOOD, **STATS, "step": 1})
+    assert [note for note in planned(old, RUN, text).idle if said in note]
+
+
 def test_a_part_that_is_missing_in_a_layer(tmp_path: Path) -> None:
     run = run_of({"layers": {"qk": numbers(2, 4, 8)}}, NO_STATE, stacks={"layers/qk": 0})
     params = {f"h_{n}": {"q": numbers(4, 4), "k": numbers(4, 4)} for n in range(2)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from argparse import Namespace
 from importlib import import_module
 from pathlib import Path
@@ -81,7 +82,7 @@ def run(arguments: Namespace, context: Context) -> int:
             fresh_optimizer=arguments.fresh_optimizer,
             dry=arguments.dry_run,
         )
-        again = " ".join(["trainer train", *arguments.settings])
+        again = shlex.join(["trainer", "train", *arguments.settings])
         _show(converted, arguments, f"{again} goes on from there")
         return 0
     written = _loaded("out_of_run").convert_out_of_run(
@@ -124,7 +125,7 @@ def _show(done: Converted | Written, arguments: Namespace, after: str) -> None:
         say(json.dumps(place | table.as_json(done.plan, done.specs), indent=2))
         return
     page = Page()
-    rows = [("arrays", table.counted(done.plan))]
+    rows = [("arrays", table.counted(done.plan)), *(("note", each) for each in done.plan.idle)]
     if arguments.dry_run:
         table.print_out(done.plan, done.specs)
         page.line()

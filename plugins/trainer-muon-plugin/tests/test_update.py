@@ -144,6 +144,34 @@ def test_a_matrix_of_another_kind_is_bitwise_adamw(kind: Any) -> None:
     np.testing.assert_array_equal(found["p"], expected["p"])
 
 
+def test_it_is_an_optimizer_of_nnx() -> None:
+    """Which passes its state with Variables here, and plain arrays there."""
+    nnx = pytest.importorskip("flax.nnx")
+    model = nnx.Linear(4, 6, rngs=nnx.Rngs(0))
+    state = nnx.state(model, nnx.Param)
+    rules = {
+        "kernel/value": Description("embed:in mlp:out"),
+        "bias/value": Description("mlp:out", "bias"),
+    }
+    infos = describe(state, rules)
+    before = np.asarray(model.kernel[...])
+    params = {"bias": np.asarray(model.bias[...]), "kernel": before}
+    optimizer = nnx.Optimizer(model, muon(RATE, infos), wrt=nnx.Param)
+    optimizer.update(model, jax.tree.map(jnp.ones_like, state))
+
+    plain = {key.removesuffix("/value"): each for key, each in rules.items()}
+    ones = jax.tree.map(np.ones_like, params)
+    expected = trained(muon(RATE, describe(params, plain)), params, 1, lambda *_: ones)
+    np.testing.assert_allclose(model.kernel[...], expected["kernel"], atol=1e-6)
+    assert np.abs(np.asarray(model.kernel[...]) - before).max() > 1e-4
+
+
+def test_infos_of_another_tree_are_refused() -> None:
+    params, infos = matrices((4, 6), (6, 4))
+    with pytest.raises(ValueError, match="muon was told of 2 arrays, and is given 1"):
+        muon(RATE, infos).init({"m0": params["m0"]})
+
+
 def test_without_parameters_it_says_what_it_needs() -> None:
     params, infos = matrices((4, 6))
     optimizer = muon(RATE, infos)

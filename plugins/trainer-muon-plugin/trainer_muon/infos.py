@@ -115,7 +115,10 @@ def _info(path: str, leaf: Any, description: Description) -> ParamInfo:
     for text in description.axes.split():
         name, separator, role = text.rpartition(":")
         if not separator or role not in get_args(Role):
-            raise ValueError(f"{text!r}: expected NAME:ROLE, such as embed:in")
+            raise ValueError(
+                f"{text!r}: expected NAME:ROLE, such as embed:in; a role is one of "
+                f"{', '.join(get_args(Role))}"
+            )
         axes.append(Axis(name or None, cast(Role, role)))
     if len(axes) != len(leaf.shape):
         raise ValueError(f"{description.axes!r} has {len(axes)} axes")

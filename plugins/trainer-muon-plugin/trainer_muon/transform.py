@@ -60,8 +60,9 @@ def build_muon(
     Raises:
         UserError: see `make_plan`.
     """
-    plan = make_plan(infos, settings, placement, mesh)
-    matrices = [each for each in jax.tree.leaves(plan) if each.rule == "muon"]
+    plan: list[Planned] = jax.tree.leaves(make_plan(infos, settings, placement, mesh))
+    matrices = [each for each in plan if each.rule == "muon"]
+    decayed = [each.info.kind in settings.adamw_decayed for each in plan if each.rule == "adamw"]
     return optax.partition(
         {
             "muon": optax.chain(
@@ -76,11 +77,11 @@ def build_muon(
                     b2=settings.adamw_beta2,
                     eps=settings.adamw_epsilon,
                     weight_decay=settings.adamw_weight_decay,
-                    mask=functools.partial(_decayed, plan, settings),
+                    mask=functools.partial(_in_tree, decayed),
                 )
             ),
         },
-        jax.tree.map(lambda each: each.rule, plan),
+        functools.partial(_in_tree, [each.rule for each in plan]),
     )
 
 
@@ -292,15 +293,16 @@ def _in_auto_axes(function: Any, matrices: list[Planned], mesh: Mesh | None, nor
     return jax.sharding.auto_axes(function, out_sharding=(lies, kept))
 
 
-def _decayed(plan: Any, settings: Muon, params: Any) -> Any:
-    """AdamW's mask, over the parameters that are its own."""
-    del params
-    return jax.tree.map(
-        lambda each: (
-            each.info.kind in settings.adamw_decayed if each.rule == "adamw" else optax.MaskedNode()
-        ),
-        plan,
-    )
+def _in_tree(values: list[Any], tree: Any) -> Any:
+    """Values, one for each array, in a tree of arrays: `nnx.Optimizer` passes another at each call,
+    with and without its Variables."""
+    leaves, structure = jax.tree.flatten(tree)
+    if len(leaves) != len(values):
+        raise ValueError(
+            f"muon was told of {len(values)} arrays, and is given {len(leaves)}; describe the very "
+            f"tree that it updates"
+        )
+    return jax.tree.unflatten(structure, values)
 
 
 def _times(rate: Rate, by: float) -> Rate:

@@ -138,7 +138,8 @@ def view_of(
         raise ValueError(f"its axis {', '.join(unclear)} is neither in, out nor stack")
     for side in ("in", "out"):
         if not by_role[side]:
-            raise ValueError(f"none of its axes is an {side!r} axis")
+            heads = f" beside per_head = {list(stacked)}" if stacked else ""
+            raise ValueError(f"none of its axes is an {side!r} axis{heads}")
     size = {side: math.prod(shape[each] for each in by_role[side]) for side in ("in", "out")}
     name = {side: [info.axes[each].name or "" for each in by_role[side]] for side in ("in", "out")}
     # Squares lie by the names of their axes, not by where a mesh puts them: the arithmetic of a

@@ -71,6 +71,12 @@ def _findings(report: Report, is_kept: bool) -> list[tuple[str, str]]:
         for which, names in (("A", only_in(a, b, report.steps)), ("B", only_in(b, a, report.steps)))
         if names
     ]
+    if report.steps:
+        rows += [
+            (f"only in {which}", listed(only))
+            for which, mine, its in (("A", a, b), ("B", b, a))
+            if (only := sorted(mine.metrics.keys() - its.metrics.keys()))
+        ]
     rows.append(("metrics", _metrics(report)))
     rows += [(f"state {each.step:,}", _state(each, report)) for each in report.states]
     if not report.states:

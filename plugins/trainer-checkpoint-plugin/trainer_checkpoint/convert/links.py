@@ -20,11 +20,13 @@ class Links:
         found: what goes together.
         dropped: names that a rule drops.
         wrong: a name, and why its rule, or its number, cannot be followed.
+        used: the rules that decided about a name, by their place in the mapping.
     """
 
     found: list[Link] = attrs.field(factory=list)
     dropped: list[str] = attrs.field(factory=list)
     wrong: list[tuple[str, str]] = attrs.field(factory=list)
+    used: set[int] = attrs.field(factory=set)
 
 
 def link(
@@ -48,7 +50,9 @@ def link(
         index, match = _first_match(name, rules)
         if match is None:
             alone.append(name)
-        elif rules[index].drop:
+            continue
+        links.used.add(index)
+        if rules[index].drop:
             links.dropped.append(name)
         else:
             ruled.setdefault((index, _filled(rules[index], match)), []).append((match, name))

@@ -50,6 +50,7 @@ class Plan:
         begun: likewise, because the mapping says so.
         counted: target paths of counters that get the number of steps: the source has none.
         absent: target paths that are not written: on the way here they were left out.
+        idle: what of the mapping fits nothing, in words.
     """
 
     entries: tuple[Entry, ...]
@@ -59,6 +60,7 @@ class Plan:
     begun: tuple[str, ...] = ()
     counted: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
+    idle: tuple[str, ...] = ()
 
     def inverse(self) -> Plan:
         """Return the way back: what was left out cannot come back, what began anew is left."""

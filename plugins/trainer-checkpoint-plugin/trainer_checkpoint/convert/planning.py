@@ -55,6 +55,7 @@ def make_plan(source: Described, target: Described, rules: Rules, fresh_optimize
     targets = Targets(target.axes, target.side.buffers)
     links = link(source.side.model, targets, rules.rules, source.side.short)
     planner.take_model(links)
+    planner.check_used(links)
     if fresh_optimizer:
         planner.ignored += planner.left(source.side.optimizer)
         planner.fresh += target.side.optimizer
@@ -80,6 +81,7 @@ class _Planner:
         self.fresh: list[str] = []
         self.begun: list[str] = []
         self.counted: list[str] = []
+        self.idle: list[str] = []
         old, new = source.config, target.config
         reasons = [] if old is None or new is None else changed_config(old, new)
         self.problems = Problems(source.name, target.name, reasons)
@@ -92,6 +94,17 @@ class _Planner:
         for path in self.source.side.optimizer:
             if any(pattern.fullmatch(path) for pattern in dropping):
                 self._drop(path)
+
+    def check_used(self, links: Links) -> None:
+        """A rule with a misspelled pattern is as if it were not there; it is said, not refused:
+        one mapping may serve several forms of a model."""
+        for index, rule in enumerate(self.rules.rules):
+            drops = rule.drop and any(map(rule.pattern.fullmatch, self.source.side.optimizer))
+            if index not in links.used and not drops:
+                self.idle.append(f"{rule.place}, from = '{rule.pattern.pattern}': it fits nothing")
+        for pattern in self.rules.fresh:
+            if not any(map(pattern.fullmatch, self.target.side.model)):
+                self.idle.append(f"fresh = ['{pattern.pattern}']: the run has nothing of this name")
 
     def take_model(self, links: Links) -> None:
         ours, theirs = self.source.side.model, self.target.side.model
@@ -154,7 +167,7 @@ class _Planner:
             self.problems.unexpected(path, self.source.specs[path])
         for path in self.target.specs.keys() - given:
             self.problems.missing(path, self.target.specs[path])
-        self.problems.check(self.source.side.optimizer, self.target.side.optimizer)
+        self.problems.check(self.source.side.optimizer, self.target.side.optimizer, self.idle)
         return Plan(
             entries=tuple(self.entries),
             dropped=tuple(self.dropped),
@@ -162,6 +175,7 @@ class _Planner:
             fresh=tuple(self.fresh),
             begun=tuple(self.begun),
             counted=tuple(self.counted),
+            idle=tuple(self.idle),
         )
 
     def _drop(self, path: str) -> None:

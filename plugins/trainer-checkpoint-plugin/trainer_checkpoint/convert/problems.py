@@ -40,10 +40,13 @@ class Problems:
         want = f"{pattern_of(targets)} needs {_times(targets)}{wanted}"
         self._different[targets[0]] = f"{given}, {want}: {why}"
 
-    def check(self, source: Mapping[str, str], target: Mapping[str, str]) -> None:
+    def check(
+        self, source: Mapping[str, str], target: Mapping[str, str], idle: Sequence[str]
+    ) -> None:
         """Raise what was collected.
 
         Args:
+            idle: what of the mapping fits nothing.
             source, target: what belongs to the optimizer on each side: path to kind (`mu`).
 
         Raises:
@@ -72,7 +75,7 @@ class Problems:
         )
         raise UserError(
             f"{self._source} does not become {self._target}; nothing was written:\n"
-            + "\n".join([*self._reasons, *lines])
+            + "\n".join([*self._reasons, *idle, *lines])
         )
 
 

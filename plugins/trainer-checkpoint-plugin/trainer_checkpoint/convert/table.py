@@ -36,6 +36,7 @@ def as_json(plan: Plan, specs: Mapping[str, Spec]) -> dict[str, Any]:
             for entry in plan.entries
         ],
         **{name: list(getattr(plan, name)) for name, _ in _LEFT},
+        "idle": list(plan.idle),
     }
 
 
