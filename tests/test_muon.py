@@ -244,7 +244,8 @@ def run(folder: Path, framework: str, steps: int, **tables: Any) -> Any:
     return trained(folder, framework, steps, **tables)
 
 
-@pytest.mark.parametrize("scan", [True, pytest.param(False, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("scan", [True, False])
 def test_linen_and_nnx_end_in_the_same_state(
     scan: bool, tmp_path: Path, quick_compiles: None
 ) -> None:

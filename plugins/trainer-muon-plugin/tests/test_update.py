@@ -205,7 +205,14 @@ def test_a_learning_rate_of_zero_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("extra", [{}, {"normuon": True}, {"iteration_dtype": "bfloat16"}])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        pytest.param({"normuon": True}, marks=pytest.mark.long),
+        pytest.param({"iteration_dtype": "bfloat16"}, marks=pytest.mark.long),
+    ],
+)
 def test_dtypes_stay_and_a_step_compiles_once(dtype: str, extra: Any) -> None:
     params, infos = shapes.stacked()
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
