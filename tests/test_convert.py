@@ -78,7 +78,10 @@ def case_of(name: str) -> list[str]:
     return [file, *mapping(old.MAPPING if model.get("scan", True) else old.UNROLLED)]
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.long] * ("fused" in name)) for name in CASES],
+)
 def converted(
     request: Any, tmp_path_factory: pytest.TempPathFactory, quick_compiles: None
 ) -> tuple[Path, TrainState]:

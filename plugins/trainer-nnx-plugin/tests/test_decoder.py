@@ -38,7 +38,7 @@ def test_scanned_layers_equal_unrolled_ones(decoder: Any, batch: Any) -> None:
     assert largest_difference(grads, stacked(unrolled.config, other_grads)) < 2e-6
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize("remat", ["full", pytest.param("dots", marks=pytest.mark.long)])
 def test_remat_changes_no_gradient(decoder: Any, batch: Any, remat: str) -> None:
     loss, grads = decoder().gradient(decoder().params, batch, KEY)
     other_loss, other_grads = decoder(remat=remat).gradient(decoder().params, batch, KEY)
