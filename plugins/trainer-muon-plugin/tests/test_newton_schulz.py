@@ -172,6 +172,11 @@ def test_coefficients_of_a_wrong_shape_are_refused(given: Any, steps: Any, messa
         coefficients(given, steps)
 
 
+def test_a_gram_iteration_in_bfloat16_is_refused() -> None:
+    with pytest.raises(ValueError, match="gram=True needs dtype float32, not bfloat16"):
+        orthogonal(gaussian(8, 24), dtype="bfloat16")
+
+
 def test_own_coefficients_are_taken() -> None:
     assert coefficients([1.5, -0.5, 0.0], 3).steps == ((1.5, -0.5, 0.0),) * 3
     assert coefficients([[1.5, -0.5, 0.0], [2.0, -1.5, 0.5]]).steps[1] == (2.0, -1.5, 0.5)

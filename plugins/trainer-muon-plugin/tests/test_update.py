@@ -57,6 +57,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "no nesterov": {"nesterov": False, "momentum": 0.8},
     "cautious": {"cautious": True, "weight_decay": 0.5},
     "NorMuon": {"normuon": True, "normuon_beta": 0.9},
+    "NorMuon without memory": {"normuon": True, "normuon_beta": 0.0},
     "Polar Express": {"coefficients": "polar_express"},
     "own coefficients": {"coefficients": [1.5, -0.5, 0.0], "steps": 12},
 }

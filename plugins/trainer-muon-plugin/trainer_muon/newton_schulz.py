@@ -33,6 +33,9 @@ def orthogonalize(
 
     Returns:
         [..., m, n] in `dtype`.
+
+    Raises:
+        ValueError: a Gram iteration in another dtype than float32.
     """
     rows, columns = x.shape[-2:]
     if rows > columns:
@@ -41,7 +44,8 @@ def orthogonalize(
         )
     x = _normalized(x, by.safety).astype(dtype)
     if gram and columns > _GRAM_PAYS_FROM * rows and len(by.steps) > 1:
-        assert x.dtype == jnp.float32, "a Gram iteration needs float32"
+        if x.dtype != jnp.float32:
+            raise ValueError(f"gram=True needs dtype float32, not {x.dtype}; give gram=False")
         return _by_gram(x, by)
     return _by_itself(x, by)
 

@@ -97,6 +97,10 @@ class Muon:
             return self.iteration_dtype == "float32" and platform == "cpu"
         return self.gram
 
+    @property
+    def neurons_beta(self) -> float:
+        return 0.95 if self.normuon_beta is None else self.normuon_beta
+
     def check(self, config: Mapping[str, Any]) -> None:
         """What can be seen of the settings alone."""
         del config

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 Schedule = Callable[[Any], Any]
 Rate = float | Schedule
 _BYTES_AT_ONCE = 256 * 2**20
-_NEURONS_BETA = 0.95  # of NorMuon's mean square, where no other is set
 _EPSILON = 1e-8  # of NorMuon's root
 
 
@@ -261,7 +260,7 @@ def _orthogonal_update(
     neurons = arrays[1]
     # Of shape [..., rows, 1] or [..., 1, columns]: the other side is `in`.
     axis = -1 if neurons.shape[-1] == 1 else -2
-    return _normed_by_neuron(update, neurons, axis, settings.normuon_beta or _NEURONS_BETA)
+    return _normed_by_neuron(update, neurons, axis, settings.neurons_beta)
 
 
 def _normed_by_neuron(
