@@ -22,6 +22,7 @@ from trainer_core.settings import setting_fields, shown
 if TYPE_CHECKING:
     from trainer_core.program import Program
 
+OPTIMIZER = "optimizer.json"  # what the optimizer does with each parameter
 STACK = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pluggy")
 _TRAINING = "start a new run with run.name=NAME, or go on with the new values by --accept-changes"
 # Hooks by which a plugin can only watch: adding or removing it changes nothing that is trained.
@@ -64,7 +65,7 @@ def write_directory(config: Config, program: Program) -> None:
         _replace(run.directory / "config.toml", tomli_w.dumps(dict(config.table)))
         _replace(run.directory / "versions.json", json.dumps(versions(config), indent=2) + "\n")
         optimizer = json.dumps(program.optimizer_record, indent=2)
-        _replace(run.directory / "optimizer.json", optimizer + "\n")
+        _replace(run.directory / OPTIMIZER, optimizer + "\n")
     except OSError as error:
         raise _unwritable(config, str(error)) from error
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class TrainerError(Exception):
     """An error whose text is all that the person in front of the screen needs."""
@@ -42,3 +44,9 @@ class SettingError(ValueError):
     def __init__(self, key: str, message: str) -> None:
         super().__init__(message)
         self.key = key
+
+
+def listed(lines: Sequence[str], most: int = 20) -> str:
+    """Return the first of some lines, each indented on a line of its own, and how many follow."""
+    more = [f"… and {len(lines) - most} more"] if len(lines) > most else []
+    return "".join(f"\n  {line}" for line in [*lines[:most], *more])

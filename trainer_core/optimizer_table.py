@@ -11,11 +11,9 @@ from typing import Any
 import attrs
 import jax
 
-from trainer_core.errors import UserError
+from trainer_core.directory import OPTIMIZER
+from trainer_core.errors import UserError, listed
 from trainer_core.types import ParamInfo
-
-FILE = "optimizer.json"  # in the run directory
-_SHOWN = 20
 
 
 @attrs.frozen
@@ -49,10 +47,10 @@ def optimizer_table(
     leaves = jax.tree.leaves(infos)
     known = {info.path for info in leaves}
     if told is not None and told.keys() != known:
-        wrong = sorted(told.keys() ^ known)[:_SHOWN]
+        wrong = sorted(told.keys() ^ known)
         raise UserError(
             f"describe_optimizer must tell of each parameter, and of nothing else; it is wrong "
-            f"about: {', '.join(wrong)}",
+            f"about:{listed(wrong)}",
             "optimizer.use",
         )
     sizes = _state_bytes(infos, opt_state)
@@ -81,7 +79,7 @@ def check_recorded(table: Sequence[Row], directory: Path) -> None:
     if not any((directory / "checkpoints").glob("[0-9]*")):
         return
     try:
-        before = dict(json.loads((directory / FILE).read_text()))
+        before = dict(json.loads((directory / OPTIMIZER).read_text()))
     except (OSError, ValueError, TypeError):
         return  # the checkpoints are still compared array by array
     changes = []
@@ -90,13 +88,10 @@ def check_recorded(table: Sequence[Row], directory: Path) -> None:
         if old is not None and new is not None and old != new:
             changes.append(f"{row.info.path} was {old}, is {new}")
     if changes:
-        more = len(changes) - _SHOWN
-        listed = "".join(f"\n  {line}" for line in changes[:_SHOWN])
         raise UserError(
             f"the checkpoints of {directory} hold the state of an optimizer that updates these "
-            f"parameters by other rules:{listed}"
-            + (f"\n  and {more} more" if more > 0 else "")
-            + f"\nset [optimizer] as it was, or begin anew what the optimizer keeps, in another "
+            f"parameters by other rules:{listed(changes)}"
+            f"\nset [optimizer] as it was, or begin anew what the optimizer keeps, in another "
             f"run: trainer convert {directory} RECIPE.toml run.name=NAME --fresh-optimizer",
             "optimizer.use",
         )

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from trainer_core.kinds import Kind, Role
+from trainer_core.kinds import KINDS, Kind, Role
 from trainer_core.types import Axis, ParamInfo
 from trainer_muon.plan import Placement
 
@@ -48,7 +48,7 @@ def describe(params: Any, rules: Mapping[str, Description]) -> Any:
     used: set[str] = set()
 
     def info(where: Any, leaf: Any) -> ParamInfo | None:
-        path = path_of(where)
+        path = _path(where)
         fitting = [pattern for pattern in rules if fnmatch.fnmatchcase(path, pattern)]
         used.update(fitting)
         if len(fitting) != 1:
@@ -83,10 +83,10 @@ def placement_of(params: Any) -> tuple[Mesh, Placement]:
         sharding = getattr(leaf, "sharding", None)
         if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh):
             raise ValueError(
-                f"{path_of(where)} lies on no mesh of devices: its sharding is {sharding}; put "
+                f"{_path(where)} lies on no mesh of devices: its sharding is {sharding}; put "
                 f"all arrays there by jax.device_put(params, NamedSharding(mesh, ...))"
             )
-        meshes.setdefault(sharding.mesh, path_of(where))
+        meshes.setdefault(sharding.mesh, _path(where))
         return mesh_axes_of(sharding.spec, len(leaf.shape))
 
     placement = jax.tree_util.tree_map_with_path(axes, params)
@@ -102,12 +102,9 @@ def mesh_axes_of(spec: PartitionSpec, dimensions: int) -> tuple[tuple[str, ...],
     return tuple((each,) if isinstance(each, str) else tuple(each or ()) for each in entries)
 
 
-def path_of(where: Any) -> str:
-    """Return the path of a leaf as a rule names it."""
-    return "/".join(
-        str(getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry))))
-        for entry in where
-    )
+def _path(where: Any) -> str:
+    path: str = jax.tree_util.keystr(where, simple=True, separator="/")
+    return path
 
 
 def _info(path: str, leaf: Any, description: Description) -> ParamInfo:
@@ -122,8 +119,8 @@ def _info(path: str, leaf: Any, description: Description) -> ParamInfo:
         axes.append(Axis(name or None, cast(Role, role)))
     if len(axes) != len(leaf.shape):
         raise ValueError(f"{description.axes!r} has {len(axes)} axes")
-    if description.kind not in get_args(Kind):
-        raise ValueError(f"kind {description.kind!r} is none of {', '.join(get_args(Kind))}")
+    if description.kind not in KINDS:
+        raise ValueError(f"kind {description.kind!r} is none of {', '.join(KINDS)}")
     return ParamInfo(
         path=path,
         shape=tuple(leaf.shape),

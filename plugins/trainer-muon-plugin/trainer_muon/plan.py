@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import attrs
 import jax
 
-from trainer_core.errors import UserError
+from trainer_core.errors import UserError, listed
 from trainer_core.suggest import did_you_mean
 from trainer_core.types import ParamInfo
 from trainer_muon.scale import scale_of
@@ -23,7 +23,6 @@ Rule = Literal["muon", "adamw"]
 # In the tree of the parameters: for each, the mesh axes of each array axis; None: all are whole.
 Placement = Any
 Cut = tuple[int, int, int]  # array axis, start, stop
-_SHOWN = 20
 
 
 @attrs.frozen
@@ -117,11 +116,8 @@ def make_plan(
         placement = jax.tree.map(lambda info: ((),) * len(info.shape), infos)
     plan = jax.tree.map(planned, infos, placement)
     if problems:
-        more = len(problems) - _SHOWN
-        shown = "".join(f"\n  {line}" for line in problems[:_SHOWN])
         raise UserError(
-            f"[optimizer] muon does not fit the model:{shown}"
-            + (f"\n  and {more} more" if more > 0 else ""),
+            f"[optimizer] muon does not fit the model:{listed(problems)}",
             "optimizer.rules",
             "optimizer.use",
         )
@@ -149,11 +145,6 @@ def _planned(info: ParamInfo, settings: Muon, spread: tuple[MeshAxes, ...], mesh
     rule, why = _rule(info, settings)
     if rule == "adamw":
         return Planned(info, rule, why, spread=spread)
-    if why == "matrix" and any(axis.name == "vocab" for axis in info.axes):
-        raise ValueError(
-            "its axis 'vocab' says that it embeds or predicts tokens; make it kind 'embedding' "
-            f'or \'unembedding\', or set [optimizer] rules = {{"{info.path}" = "adamw"}}'
-        )
     try:
         parts = tuple(_part(info, block, settings, spread, mesh) for block in _blocks(info))
     except ValueError as error:
@@ -177,6 +168,11 @@ def _rule(info: ParamInfo, settings: Muon) -> tuple[Rule, str]:
         return ("muon" if rule == "muon" else "adamw"), f'rule "{pattern}"'
     if info.tied_to is not None:
         return "adamw", f"tied to {info.tied_to}"
+    if info.kind == "matrix" and any(axis.name == "vocab" for axis in info.axes):
+        raise ValueError(
+            "its axis 'vocab' says that it embeds or predicts tokens; make it kind 'embedding' "
+            f'or \'unembedding\', or set [optimizer] rules = {{"{info.path}" = "adamw"}}'
+        )
     if info.kind in settings.kinds:
         return "muon", info.kind
     if info.kind != "other":
