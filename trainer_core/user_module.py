@@ -127,6 +127,12 @@ def carried(
         raise UserError(f"{name}.terms created {path}: {creating}", *MODEL)
 
 
+def without_a_mesh() -> Any:
+    """Return a context in which names in a Linen box are names: under a mesh that is set, Linen
+    takes them for names of mesh axes."""
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
+
+
 def module_summary(name: str, infos: Iterable[ParamInfo]) -> dict[str, str]:
     """Return what to show of a user's module at the start of a run."""
     summary = {"module": name}

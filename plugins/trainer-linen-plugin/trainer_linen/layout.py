@@ -18,7 +18,7 @@ from trainer_core.errors import UserError
 from trainer_core.loss import MODEL
 from trainer_core.randomness import fold
 from trainer_core.types import Buffers, ParamInfo, Params
-from trainer_core.user_module import building_raised, carried, nested
+from trainer_core.user_module import building_raised, carried, nested, without_a_mesh
 from trainer_linen.boxes import content
 from trainer_linen.infos import Origin, array_info
 from trainer_linen.origins import note_origins
@@ -95,7 +95,7 @@ def layout(
 
     def make(key: jax.Array) -> Any:
         rngs = {"params": key, **seeded(streams, key)}
-        with _without_a_mesh(), unplaced():
+        with without_a_mesh(), unplaced():
             return lazy_init(first)(rngs, abstract)  # type: ignore[no-untyped-call]
 
     origins: dict[Keys, Origin] = {}
@@ -181,11 +181,6 @@ def _at(tree: Any, path: Path) -> Any:
 def unplaced() -> Any:
     """Return a context in which bridged NNX modules make Variables without placing them."""
     return flax.config.temp_flip_flag("always_shard_variable", False)
-
-
-def _without_a_mesh() -> Any:
-    # Linen would take the names in a box for names of mesh axes, under a mesh that is set.
-    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
 
 
 def _why(error: Exception) -> UserError:

@@ -14,7 +14,7 @@ from trainer_core.errors import UserError
 from trainer_core.loss import MODEL
 from trainer_core.randomness import fold
 from trainer_core.types import Buffers, ParamInfo, Params
-from trainer_core.user_module import building_raised, carried, nested
+from trainer_core.user_module import building_raised, carried, nested, without_a_mesh
 from trainer_nnx.bridge import describing, is_sown
 from trainer_nnx.infos import param_info
 
@@ -107,7 +107,7 @@ def layout(make: Callable[[nnx.Rngs], nnx.Module]) -> Layout:
 def build(make: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> nnx.Module:
     """Make the module, ready to be split. Logical axis names stay names: none is applied."""
     unplaced: Any = nnx.use_eager_sharding(False)  # type: ignore[no-untyped-call]
-    with unplaced, _without_a_mesh(), describing():
+    with unplaced, without_a_mesh(), describing():
         try:
             module = make(nnx.Rngs(key))
             if isinstance(module, nnx.Module):
@@ -143,11 +143,6 @@ def join(parts: Layout, params: Params, buffers: Buffers, key: jax.Array) -> Any
     values += [(stream.keys, _seeded(stream, key)) for stream in parts.streams]
     state = nnx.from_flat_state(values)
     return nnx.merge(parts.graphdef, nnx.to_pure_dict(state))
-
-
-def _without_a_mesh() -> Any:
-    # Bridged Linen would take the names in a box for names of mesh axes, under a mesh that is set.
-    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
 
 
 def _seeded(stream: Stream, key: jax.Array) -> jax.Array:
