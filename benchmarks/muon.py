@@ -5,7 +5,7 @@ The parameters of 12 layers of width 512, layers stacked and one by one, a whole
 programs: products, temporaries, compile time; and on eight simulated devices, in a process of
 its own: collectives, their bytes and the flops of one device.
 
-    uv run python benchmarks/muon.py [--rounds 5]
+    uv run python benchmarks/muon.py [--rounds 5] [--only NAME ...]
 """
 
 from __future__ import annotations
@@ -117,18 +117,19 @@ class Measured:
         self.seconds.append(time.process_time() - began)
 
 
-def on_one_device(rounds: int) -> None:
-    measured = {variant.name: Measured(variant) for variant in VARIANTS}
+def on_one_device(rounds: int, only: list[str]) -> None:
+    variants = [each for each in VARIANTS if not only or each.name.split(",")[0] in only]
+    measured = {variant.name: Measured(variant) for variant in variants}
     for turn in range(rounds + 1):
         names = list(measured)
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             measured[name].call()
     table = Table("step", "CPU-s", "beside optax", "products", "temporaries, MiB", "compile, s")
-    for variant in VARIANTS:
+    for variant in variants:
         each = measured[variant.name]
         oracle = next(
             measured[other.name]
-            for other in VARIANTS
+            for other in variants
             if other.stacked == variant.stacked and other.name.startswith("optax")
         )
         ratios = [a / b for a, b in zip(each.seconds[1:], oracle.seconds[1:], strict=True)]
@@ -208,12 +209,13 @@ class OnMesh:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="*", default=[], help="names without 'stacked'")
     parser.add_argument("--devices", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.devices:
         on_eight_devices()
         return
-    on_one_device(arguments.rounds)
+    on_one_device(arguments.rounds, arguments.only)
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     subprocess.run(
         [sys.executable, __file__, "--devices"], env=os.environ | {"XLA_FLAGS": flags}, check=True

@@ -5,10 +5,11 @@ sweep is of the first, the others have the best rate of each and its neighbours.
 kept in the folder, so that a sweep that was stopped goes on.
 
 The time of a step is measured apart, both optimizers in turns, as a run's own would be that of a
-busy machine. With `--ratio`, what came out of that, AdamW is given so many more steps besides.
+busy machine; also for other settings than the preset's. With `--ratio`, what came out of that,
+AdamW is given so many more steps besides.
 
-    uv run python benchmarks/muon_training.py FOLDER --time
-    uv run python benchmarks/muon_training.py FOLDER [--ratio 1.05] [--plot FILE.svg]
+    uv run python benchmarks/muon_training.py --time [KEY=VALUE ...] [--rounds 40]
+    uv run python benchmarks/muon_training.py --folder FOLDER [--ratio 1.05] [--plot FILE.svg]
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def swept(folder: Path) -> dict[str, dict[float, list[float]]]:
     return found
 
 
-def step_ratio(rounds: int = 40) -> float:
+def step_ratio(overrides: list[str], rounds: int) -> float:
     """Return the median time of a step with Muon over that with AdamW, in turns."""
     from trainer_core.assemble import open_run
     from trainer_core.config import load_config
@@ -80,7 +81,7 @@ def step_ratio(rounds: int = 40) -> float:
 
     programs, states, steps = [], [], []
     for optimizer in OPTIMIZERS:
-        run, hooks = open_run(load_config(None, [f"optimizer.use={optimizer}"]))
+        run, hooks = open_run(load_config(None, [f"optimizer.use={optimizer}", *overrides]))
         programs.append(build_program(run, hooks))
         steps.append(programs[-1].compile_step())
         states.append(programs[-1].initial_state())
@@ -94,7 +95,7 @@ def step_ratio(rounds: int = 40) -> float:
             jax.block_until_ready(metrics)
             seconds[each] = time.process_time() - began
         ratios.append(seconds[1] / seconds[0])
-    return statistics.median(ratios[2:])
+    return statistics.median(ratios[1:])
 
 
 def longer(folder: Path, losses: dict[str, dict[float, list[float]]], ratio: float) -> None:
@@ -119,57 +120,33 @@ def show(losses: dict[str, dict[float, list[float]]]) -> None:
 
 def plot(folder: Path, losses: dict[str, dict[float, list[float]]], file: Path) -> None:
     """Draw the held-out loss by step, of the best rate of each optimizer, every seed a line."""
-    width, height, left, bottom = 640, 360, 56, 40
-    curves = {}
-    for optimizer, by_rate in losses.items():
-        full = {rate: statistics.mean(each) for rate, each in by_rate.items() if len(each) > 1}
-        rate = best_rate(full)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for optimizer, colour in zip(OPTIMIZERS, ("tab:gray", "tab:red"), strict=True):
+        swept_fully = {rate: each for rate, each in losses[optimizer].items() if len(each) > 1}
+        rate = best_rate({rate: statistics.mean(each) for rate, each in swept_fully.items()})
         for seed in SEEDS:
-            curves[optimizer, rate, seed] = evaluations(folder / f"{optimizer}-{rate:g}-{seed}")
-    values = [loss for curve in curves.values() for loss in curve.values()]
-    low, high = min(values) - 0.05, max(values) + 0.05
-
-    def place(step: float, loss: float) -> str:
-        x = left + (width - left - 12) * step / STEPS
-        y = 12 + (height - bottom - 12) * (high - loss) / (high - low)
-        return f"{x:.1f},{y:.1f}"
-
-    colours = {"adamw": "#888888", "muon": "#c0392b"}
-    parts = [
-        f'<polyline fill="none" stroke="{colours[optimizer]}" stroke-width="1.5" points="'
-        + " ".join(place(step, loss) for step, loss in curve.items())
-        + '"/>'
-        for (optimizer, _, _), curve in curves.items()
-    ]
-    for step in range(0, STEPS + 1, 50):
-        x = place(step, low).split(",")[0]
-        parts.append(f'<text x="{x}" y="{height - 22}" text-anchor="middle">{step}</text>')
-    for tick in range(int(low * 5) + 1, int(high * 5) + 1):
-        y = place(0, tick / 5).split(",")[1]
-        parts.append(f'<text x="{left - 8}" y="{y}" text-anchor="end">{tick / 5:.1f}</text>')
-    for row, (optimizer, rate) in enumerate(dict.fromkeys((o, r) for o, r, _ in curves)):
-        label = f"{optimizer}, learning rate {rate:g}, seeds {', '.join(map(str, SEEDS))}"
-        y = 28 + 18 * row
-        parts.append(f'<text x="{width - 300}" y="{y}" fill="{colours[optimizer]}">{label}</text>')
-    parts.append(f'<text x="{width // 2}" y="{height - 4}" text-anchor="middle">step</text>')
-    parts.append('<text x="12" y="190" transform="rotate(-90 12 190)">held-out loss, nats</text>')
-    body = "\n".join(parts)
-    file.write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        f'font-family="sans-serif" font-size="12">\n'
-        f'<rect width="{width}" height="{height}" fill="white"/>\n{body}\n</svg>\n'
-    )
+            curve = evaluations(folder / f"{optimizer}-{rate:g}-{seed}")
+            label = f"{optimizer}, learning rate {rate:g}" if seed == SEEDS[0] else None
+            axes.plot(list(curve), list(curve.values()), color=colour, label=label)
+    axes.set(xlabel="step", ylabel="held-out loss, nats a byte")
+    axes.legend(title=f"seeds {', '.join(map(str, SEEDS))}")
+    figure.savefig(file)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--time", action="store_true")
+    parser.add_argument("--folder", type=Path, default=Path("runs/muon-training"))
+    parser.add_argument("--time", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--ratio", type=float)
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
-    if arguments.time:
-        print(f"a step of Muon takes {step_ratio():.3f} of the processor's time of AdamW's")
+    if arguments.time is not None:
+        ratio = step_ratio(arguments.time, arguments.rounds)
+        print(f"a step of Muon takes {ratio:.3f} of the processor's time of AdamW's")
         return
     losses = swept(arguments.folder)
     show(losses)

@@ -63,7 +63,8 @@ class Config:
         except UserError as error:
             places = [f"{key}: {self.origins[key]}" for key in error.keys if key in self.origins]
             if places:
-                error.args = (f"{error} ({', '.join(places)})",)
+                apart = "\n" if "\n" in str(error) else " "
+                error.args = (f"{error}{apart}({', '.join(places)})",)
                 error.keys = ()
             raise
 

@@ -82,9 +82,10 @@ class TrainerSpec:
     def describe_optimizer(self, run: Run, model: Model) -> dict[str, dict[str, Any]] | None:
         """Return what the optimizer does with each parameter: path to column to value.
 
-        One: the `[optimizer]` slot, which may leave it out. The column `rule` names what updates
-        the parameter; a run does not go on where that has changed. `trainer explain optimizer`
-        shows all columns, `optimizer.json` in the run directory records them.
+        One: the `[optimizer]` slot, which may leave it out. A value is a number, a text, or a
+        list of these, one for each block of a fused parameter. The column `rule` names what
+        updates the parameter; a run does not go on where that has changed. `trainer explain
+        optimizer` shows all columns, `optimizer.json` in the run directory records them.
         """
 
     @hookspec(firstresult=True)

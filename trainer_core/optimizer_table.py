@@ -21,13 +21,13 @@ class Row:
     """One parameter.
 
     Attributes:
-        told: what the optimizer says of it: column to value; `rule` names what updates it. Empty
-            where it says nothing.
+        told: what the optimizer says of it: column to a number, a text, or a list of these for
+            its blocks; `rule` names what updates it. Empty where it says nothing.
         state_bytes: what the optimizer keeps for it, on all devices together.
     """
 
     info: ParamInfo
-    told: Mapping[str, str | int | float]
+    told: Mapping[str, Any]
     state_bytes: int
 
 
@@ -63,6 +63,7 @@ def as_json(table: Sequence[Row]) -> dict[str, Any]:
         row.info.path: {
             "shape": list(row.info.shape),
             "kind": row.info.kind,
+            **({"blocks": [name for name, _ in row.info.blocks]} if row.info.blocks else {}),
             **row.told,
             "state_bytes": row.state_bytes,
         }

@@ -49,7 +49,7 @@ def explain(config: Config, as_json: bool) -> None:
                 *(_written(_told(row, chosen.name).get(name)) for name in columns),
                 _bytes(row.state_bytes),
                 row.info.kind,
-                row.info.path,
+                _named(row),
             ]
             for row in table
         ],
@@ -61,6 +61,11 @@ def explain(config: Config, as_json: bool) -> None:
 def _told(row: Row, optimizer: str) -> Mapping[str, Any]:
     """An optimizer that tells nothing has one rule, its own."""
     return {"rule": optimizer, **row.told}
+
+
+def _named(row: Row) -> str:
+    blocks = ", ".join(name for name, _ in row.info.blocks)
+    return f"{row.info.path} ({blocks})" if blocks else row.info.path
 
 
 def _totals(table: Sequence[Row], optimizer: str) -> list[tuple[str, str]]:
@@ -80,6 +85,8 @@ def _total(rows: Sequence[Row]) -> str:
 def _written(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, list):
+        return ", ".join(map(_written, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

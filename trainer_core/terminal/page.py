@@ -102,11 +102,16 @@ def assembled(parts: Iterable[Part]) -> Text:
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """Return the lines of a text, none of them wider than `width`; at least one."""
+    """Return the lines of a text, at least one; only a word that is wider than `width` is too."""
     lines = []
     for line in text.split("\n"):
-        lines += textwrap.wrap(line, max(10, width), break_on_hyphens=False) or [""]
+        lines += _wrapper(max(10, width)).wrap(line) or [""]
     return lines
+
+
+def _wrapper(width: int) -> textwrap.TextWrapper:
+    # A path or a key that is cut in two can no longer be copied.
+    return textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
 
 
 def _columns(texts: Sequence[str], widths: Sequence[int]) -> str:

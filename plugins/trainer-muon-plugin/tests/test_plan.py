@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -217,6 +218,9 @@ def test_an_axis_that_no_parameter_has_is_no_head() -> None:
     infos = shapes.stacked()[1]
     with pytest.raises(UserError, match=r"no parameter has an axis 'head' .did you mean 'heads'"):
         make_plan(infos, Muon(per_head=["head"]))
+    # One error, not one for each of the five that have an `embed`.
+    with pytest.raises(UserError, match=r"leaves nothing .* of layers/down and 4 more; an axis in"):
+        make_plan(infos, Muon(per_head=["embed"]))
 
 
 def test_the_plan_of_a_block_is_this() -> None:
@@ -227,25 +231,23 @@ def test_the_plan_of_a_block_is_this() -> None:
         {"qkv": Description("embed:in heads:out head_dim:out", "matrix", {"q": 8, "kv": 8})},
     )
     plan = [*jax.tree.leaves(make_plan(infos, Muon())), *make_plan(fused, Muon()).values()]
-    columns = ("rule", "matrices", "group", "scale", "decay")
+    columns = ("rule", "matrices", "matrix", "group", "scale", "decay")
     table = {
         path: tuple(row.get(name, "") for name in columns)
         for path, row in described(plan, Muon()).items()
     }
-    adamw = ("", "", "")
+    adamw = ("", "", "", "")
+    square, long = 0.2 * math.sqrt(8), 0.2 * math.sqrt(24)
     assert table == {
         "bias": ("adamw", *adamw, 0.0),
         "embedding": ("adamw", *adamw, 0.1),
-        "layers/down": ("muon", "3 of 8 x 24", "3", "0.9798", 0.1),
-        "layers/key": ("muon", "3 of 4 x 8", "1", "0.5657", 0.1),
+        "layers/down": ("muon", 3, "8 x 24", 3, long, 0.1),
+        "layers/key": ("muon", 3, "4 x 8", 1, square, 0.1),
         "layers/norm": ("adamw", *adamw, 0.0),
-        "layers/out": ("muon", "3 of 8 x 8", "2", "0.5657", 0.1),
-        "layers/query": ("muon", "3 of 8 x 8", "2", "0.5657", 0.1),
-        "layers/up": ("muon", "3 of 8 x 24", "3", "0.9798", 0.1),
-        "qkv": (
-            *("muon", "q 1 of 8 x 8, kv 1 of 8 x 8"),
-            *("q 2, kv 2", "q 0.5657, kv 0.5657", 0.1),
-        ),
+        "layers/out": ("muon", 3, "8 x 8", 2, square, 0.1),
+        "layers/query": ("muon", 3, "8 x 8", 2, square, 0.1),
+        "layers/up": ("muon", 3, "8 x 24", 3, long, 0.1),
+        "qkv": ("muon", [1, 1], ["8 x 8", "8 x 8"], [2, 2], [square, square], 0.1),
     }
 
 
@@ -320,6 +322,9 @@ def test_wrong_settings_are_refused() -> None:
         muon(0.1, {}, kinds=["matrices"])
     with pytest.raises(ValueError, match='rules: "p" = "sgd": expected "muon" or "adamw"'):
         muon(0.1, {}, rules={"p": "sgd"})
+    for wrong in (None, {"p": np.zeros((4, 8))}):
+        with pytest.raises(TypeError, match=r"expected a ParamInfo for each .* trainer_muon.descri"):
+            muon(0.1, wrong)
 
 
 def test_equal_matrices_are_orthogonalised_together() -> None:

@@ -9,6 +9,7 @@ from typing import Any, cast, get_args
 import attrs
 import jax
 import numpy as np
+from attrs.validators import instance_of
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from trainer_core.kinds import KINDS, Kind, Role
@@ -27,9 +28,9 @@ class Description:
         blocks: the parts of a fused projection, name to size, along the `out` axes.
     """
 
-    axes: str
+    axes: str = attrs.field(validator=instance_of(str))
     kind: Kind = "matrix"
-    blocks: Mapping[str, int] = attrs.field(factory=dict)
+    blocks: Mapping[str, int] = attrs.field(factory=dict, converter=dict)
 
 
 def describe(params: Any, rules: Mapping[str, Description]) -> Any:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import optax
 from jax.sharding import Mesh
 
 from trainer_core.errors import SettingError
 from trainer_core.settings import structure
+from trainer_core.types import ParamInfo
 from trainer_muon.plan import Placement
 from trainer_muon.plugin import Muon
 from trainer_muon.transform import Rate, build_muon
@@ -31,8 +33,16 @@ def muon(
         **settings: as in `[optimizer]`, see `trainer_muon.plugin.Muon`.
 
     Raises:
+        TypeError: something else than a ParamInfo among them.
         ValueError: settings, or a parameter, that do not fit; see `trainer_muon.plan.make_plan`.
     """
+    leaves = [None] if params_info is None else jax.tree.leaves(params_info)
+    for leaf in leaves:
+        if not isinstance(leaf, ParamInfo):
+            raise TypeError(
+                f"muon: params_info holds a {type(leaf).__name__}; expected a ParamInfo for each "
+                f"parameter, from trainer_muon.describe(params, rules)"
+            )
     chosen: Muon = structure(Muon, settings, "muon:", lambda key: "an argument").instance
     try:
         chosen.check({})

@@ -103,7 +103,10 @@ def make_plan(
             rules fit; with every path.
     """
     leaves: list[ParamInfo] = jax.tree.leaves(infos)
-    problems = [*_unused_rules(settings.rules, leaves), *_unused_names(settings, leaves)]
+    problems = _impossible_heads(settings, leaves)
+    if problems:  # else each parameter would say the same once more
+        raise _unfit(problems, "optimizer.per_head")
+    problems = _unused_rules(settings.rules, leaves)
 
     def planned(info: ParamInfo, spread: tuple[MeshAxes, ...]) -> Planned | None:
         try:
@@ -116,12 +119,12 @@ def make_plan(
         placement = jax.tree.map(lambda info: ((),) * len(info.shape), infos)
     plan = jax.tree.map(planned, infos, placement)
     if problems:
-        raise UserError(
-            f"[optimizer] muon does not fit the model:{listed(problems)}",
-            "optimizer.rules",
-            "optimizer.use",
-        )
+        raise _unfit(problems, "optimizer.rules")
     return plan
+
+
+def _unfit(problems: Sequence[str], key: str) -> UserError:
+    return UserError(f"muon does not fit the model:{listed(problems)}", key, "optimizer.use")
 
 
 def _unused_rules(rules: Mapping[str, str], infos: Sequence[ParamInfo]) -> list[str]:
@@ -132,12 +135,31 @@ def _unused_rules(rules: Mapping[str, str], infos: Sequence[ParamInfo]) -> list[
     ]
 
 
-def _unused_names(settings: Muon, infos: Sequence[ParamInfo]) -> list[str]:
+def _impossible_heads(settings: Muon, infos: Sequence[ParamInfo]) -> list[str]:
     axes = {axis.name for info in infos for axis in info.axes if axis.name is not None}
-    return [
+    unknown = [
         f"per_head: no parameter has an axis {name!r}{did_you_mean(name, axes)}"
         for name in settings.per_head
         if name not in axes
+    ]
+    stacked = set(settings.per_head)
+    left_bare = [
+        info.path
+        for info in infos
+        if info.kind in settings.kinds
+        and any(
+            names and names <= stacked
+            for role in ("in", "out")
+            for names in [{axis.name for axis in info.axes if axis.role == role}]
+        )
+    ]
+    if not left_bare:
+        return unknown
+    return [
+        *unknown,
+        f"per_head = {settings.per_head} leaves nothing to be orthogonalised of "
+        f"{left_bare[0]}{f' and {len(left_bare) - 1} more' if left_bare[1:] else ''}; an axis in it "
+        f"must have another of the same role beside it, as heads has head_dim",
     ]
 
 
@@ -149,8 +171,7 @@ def _planned(info: ParamInfo, settings: Muon, spread: tuple[MeshAxes, ...], mesh
         parts = tuple(_part(info, block, settings, spread, mesh) for block in _blocks(info))
     except ValueError as error:
         raise ValueError(
-            f"{error}; give each axis its role, or set [optimizer] rules = "
-            f'{{"{info.path}" = "adamw"}}'
+            f"{error}; give each axis its role, or {_excepted(info)}"
         ) from None
     return Planned(info, rule, why, parts, spread)
 
@@ -171,7 +192,7 @@ def _rule(info: ParamInfo, settings: Muon) -> tuple[Rule, str]:
     if info.kind == "matrix" and any(axis.name == "vocab" for axis in info.axes):
         raise ValueError(
             "its axis 'vocab' says that it embeds or predicts tokens; make it kind 'embedding' "
-            f'or \'unembedding\', or set [optimizer] rules = {{"{info.path}" = "adamw"}}'
+            f"or 'unembedding', or {_excepted(info)}"
         )
     if info.kind in settings.kinds:
         return "muon", info.kind
@@ -180,9 +201,12 @@ def _rule(info: ParamInfo, settings: Muon) -> tuple[Rule, str]:
     if sum(axis.role != "stack" for axis in info.axes) < 2:
         return "adamw", "a vector"
     raise ValueError(
-        f"its kind is 'other'; say in the model what it is, or set [optimizer] rules = "
-        f'{{"{info.path}" = "adamw"}}'
+        f"its kind is 'other'; say in the model what it is, or {_excepted(info)}"
     )
+
+
+def _excepted(info: ParamInfo) -> str:
+    return f'leave it to AdamW by rules = {{"{info.path}" = "adamw"}}'
 
 
 def _blocks(info: ParamInfo) -> Sequence[tuple[str, Cut | None]]:
@@ -250,11 +274,10 @@ def described(plan: Sequence[Planned], settings: Muon) -> dict[str, dict[str, An
     for planned in plan:
         row: dict[str, Any] = {"rule": planned.rule}
         if planned.parts:
-            row["matrices"] = _each(
-                planned, lambda part: f"{part.view.total} of {_times(part.view.matrix)}"
-            )
-            row["group"] = _each(planned, lambda part: str(groups.index(part.group) + 1))
-            row["scale"] = _each(planned, lambda part: f"{part.scale:.4g}")
+            row["matrices"] = _each(planned, lambda part: part.view.total)
+            row["matrix"] = _each(planned, lambda part: _times(part.view.matrix))
+            row["group"] = _each(planned, lambda part: groups.index(part.group) + 1)
+            row["scale"] = _each(planned, lambda part: part.scale)
             row["decay"] = settings.weight_decay
         else:
             decays = planned.info.kind in settings.adamw_decayed
@@ -263,11 +286,10 @@ def described(plan: Sequence[Planned], settings: Muon) -> dict[str, dict[str, An
     return rows
 
 
-def _each(planned: Planned, text: Callable[[Part], str]) -> str:
-    """The text of the array, or of each of its blocks."""
-    if not planned.info.blocks:
-        return text(planned.parts[0])
-    return ", ".join(f"{part.block} {text(part)}" for part in planned.parts)
+def _each(planned: Planned, value: Callable[[Part], int | float | str]) -> Any:
+    """The value of the array, or a list of those of its blocks."""
+    values = [value(part) for part in planned.parts]
+    return values if planned.info.blocks else values[0]
 
 
 def _times(matrix: tuple[int, int]) -> str:
