@@ -18,10 +18,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from programs import assert_bitwise_equal
 
 from trainer_core import UserError, fit
-from trainer_core.axes import AxisRules, make_mesh
+from trainer_core.axes import AxisRules
 from trainer_core.decoder import DecoderConfig
 from trainer_core.decoder_parameters import decoder_parameters
 from trainer_core.defaults.shard import DEFAULT_RULES
+from trainer_core.mesh import make_mesh
 
 pytest.importorskip("trainer_muon")
 pytest.importorskip("trainer_nnx")

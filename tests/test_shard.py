@@ -7,14 +7,18 @@ import json
 from importlib.metadata import version
 from typing import Any
 
+import attrs
 import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 from packaging.version import Version
 from programs import Parts, assert_bitwise_equal, build, host, recipe
 
-from trainer_core import UserError
+from trainer_core import UserError, hookimpl, plugin
 from trainer_core.config import load_config
+from trainer_core.defaults.shard import Rules
+from trainer_core.sharding_table import sharding_table
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -190,6 +194,56 @@ def test_initial_parameters_do_not_depend_on_the_mesh() -> None:
     assert len(np.unique(host(one["hidden"]["kernel"]))) == 8 * 16  # random, and no two alike
 
 
+@pytest.mark.eight_devices
+def test_an_override_is_for_the_parameters_of_its_path_alone() -> None:
+    usual = on(MESHES["all three"]).program.shardings.state
+    placed = on(MESHES["all three"], overrides={"out/*": {"embed": "", "mlp": ["tensor", "fsdp"]}})
+    params = placed.program.shardings.state.params
+    assert params["hidden"] == usual.params["hidden"]
+    assert params["out"]["kernel"].spec == PartitionSpec(("tensor", "fsdp"), None)
+    momentum = jax.tree.leaves(placed.program.shardings.state.opt_state)
+    assert momentum[: len(jax.tree.leaves(params))] == jax.tree.leaves(params)
+
+
+@pytest.mark.eight_devices
+def test_where_asked_an_axis_that_is_not_divided_stays_whole_and_is_reported() -> None:
+    """12 = 2 x 6: over `data` it can be spread, over `fsdp` beside that it cannot."""
+    tables = {
+        "shard": {
+            "mesh": {"data": 2, "fsdp": 4},
+            "rules": {"embed": ["data", "fsdp"]},
+            "uneven": "replicate",
+        },
+        "model": {"inputs": 12},
+        "data": {"inputs": 12},
+    }
+    program = build(recipe(**tables)).program
+    kernel = program.shardings.state.params["hidden"]["kernel"]
+    assert kernel.spec == PartitionSpec("data", None)
+    assert program.run.axes.left_whole["hidden/kernel"] == (
+        "embed of 12 cannot be spread over 8 devices (data x fsdp)"
+    )
+    row = next(each for each in sharding_table(program) if each.path == "hidden/kernel")
+    assert (row.bytes, row.bytes_on_device, row.copies) == (12 * 16 * 4, 6 * 16 * 4, 4)
+    assert "cannot be spread" in row.left_whole
+
+
+@pytest.mark.eight_devices
+def test_the_table_has_every_array_with_what_a_device_really_holds() -> None:
+    parts = on(MESHES["all three"], {"use": "adamw"})
+    state = parts.state()
+    rows = [row for row in sharding_table(parts.program) if row.part != "batch"]
+    held = [leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state)]
+    assert sorted(row.bytes_on_device for row in rows) == sorted(held)
+    by_path = {row.path: row for row in rows}
+    # embed -> fsdp, mlp -> tensor, of a parameter and of what AdamW keeps for it.
+    for path in ("hidden/kernel", "0/mu/hidden/kernel"):
+        assert by_path[path].axes == ("embed", "mlp")
+        assert by_path[path].spec == (("fsdp",), ("tensor",))
+        assert by_path[path].copies == 2
+    assert by_path["gain"].copies == 8
+
+
 # ------------------------------------------------------------------ mistakes
 
 
@@ -259,7 +313,57 @@ def test_an_axis_that_its_devices_do_not_divide_is_an_error() -> None:
     )
     assert (
         "parameter hidden/kernel: its axis embed of 12 cannot be spread over 8 devices (fsdp); "
-        'change [shard] mesh, or keep it whole with [shard] rules = {embed = ""}' in message
+        "change [shard] mesh, make it 16 in the model, or keep it whole, with [shard] rules = "
+        '{embed = ""} or, wherever devices do not divide, [shard] uneven = "replicate"' in message
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"hiden/*": {"embed": ""}}, '[shard] overrides: "hiden/*" fits no parameter'),
+        (
+            {"hidden/*": {"embd": ""}},
+            "no parameter that it fits has a logical axis 'embd' (did you mean 'embed'?); they "
+            "have: embed, mlp",
+        ),
+        (
+            {"*": {"embed": ""}, "hidden/kernel": {"embed": ""}},
+            'parameter hidden/kernel: [shard] overrides "*" and "hidden/kernel" both fit it',
+        ),
+        ({"hidden/*": {"mlp": "tensr"}}, "mlp = 'tensr': the mesh has no such axis (did you mean"),
+    ],
+)
+def test_overrides_that_fit_nothing_are_errors(overrides: Any, said: str) -> None:
+    assert said in refused(shard={"overrides": overrides})
+
+
+@pytest.mark.parametrize(
+    ("dcn", "said"),
+    [
+        ({"dat": 1}, "dcn = {dat = 1}: the mesh has no axis 'dat' (did you mean 'data'?)"),
+        ({"fsdp": 2}, "dcn = {fsdp = 2}: 2 must divide the 1 devices of its axis 'fsdp'"),
+    ],
+)
+def test_slices_that_do_not_fit_the_mesh_are_errors(dcn: Any, said: str) -> None:
+    assert said in refused(shard={"dcn": dcn})
+
+
+@plugin
+class Forgetful(Rules):
+    """A shard plugin that forgot a leaf."""
+
+    @hookimpl
+    def shard(self, run: Any, model: Any, abstract_state: Any, derive: Any) -> Any:
+        shardings = super().shard(run, model, abstract_state, derive)
+        params = {**shardings.state.params, "gain": None}
+        return attrs.evolve(shardings, state=attrs.evolve(shardings.state, params=params))
+
+
+def test_a_leaf_without_a_sharding_is_named() -> None:
+    assert refused(shard={"use": "test_shard:Forgetful"}) == (
+        "[shard]: what the hook `shard` returned does not fit the state:\n"
+        "  params/gain has no sharding"
     )
 
 

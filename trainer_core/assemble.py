@@ -8,12 +8,13 @@ from pathlib import Path
 
 import jax
 
-from trainer_core.axes import AxisRules, make_mesh
+from trainer_core.axes import AxisRules
 from trainer_core.config import Config
 from trainer_core.defaults.evaluate import HeldOutLoss
 from trainer_core.defaults.shard import DEFAULT_RULES
 from trainer_core.distributed import initialize
 from trainer_core.hooks import Hooks, register
+from trainer_core.mesh import make_mesh
 from trainer_core.run import Run, StopRequest
 
 
@@ -28,14 +29,17 @@ def open_run(config: Config, stopping: StopRequest | None = None) -> tuple[Run, 
     _use_compile_cache()
     initialize(config.distributed)
     shard = config.chosen["shard"].plugin
-    mesh = make_mesh(getattr(shard, "mesh", {"data": -1}), jax.devices())
+    mesh = make_mesh(getattr(shard, "mesh", {"data": -1}), jax.devices(), getattr(shard, "dcn", {}))
     all_whole = dict.fromkeys(DEFAULT_RULES, "") | {"batch": tuple(mesh.shape)}
+    optional = {
+        name: getattr(shard, name) for name in ("overrides", "uneven") if hasattr(shard, name)
+    }
     run = Run(
         config=config.table,
         settings=config.run,
         directory=config.directory,
         mesh=mesh,
-        axes=AxisRules(mesh, getattr(shard, "rules", all_whole)),
+        axes=AxisRules(mesh, getattr(shard, "rules", all_whole), **optional),
         process=jax.process_index(),
         processes=jax.process_count(),
         stopping=StopRequest() if stopping is None else stopping,

@@ -2,54 +2,22 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import attrs
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from trainer_core.errors import UserError
 from trainer_core.suggest import did_you_mean
 from trainer_core.types import ParamInfo
 
-Rules = Mapping[str, str | Sequence[str]]
-_MESH, _RULES = "shard.mesh", "shard.rules"
-
-
-def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device]) -> Mesh:
-    """Return the mesh of a config.
-
-    Its axes are spelled out as Auto: `jax.make_mesh` now makes Explicit ones, under which
-    ordinary Flax models raise.
-
-    Args:
-        sizes: devices along each mesh axis, in order; one may be -1, for all that remain.
-        devices: all devices of all processes.
-
-    Raises:
-        UserError: the sizes do not fit the number of devices.
-    """
-    written = "{" + ", ".join(f"{name} = {size}" for name, size in sizes.items()) + "}"
-    where = f"[shard] mesh = {written}"
-    free = [name for name, size in sizes.items() if size == -1]
-    fixed = math.prod(size for size in sizes.values() if size != -1)
-    if len(free) > 1:
-        raise UserError(f"{where}: only one axis may be -1, not {' and '.join(free)}", _MESH)
-    if any(size < 1 and size != -1 for size in sizes.values()):
-        raise UserError(
-            f"{where}: each axis needs at least 1 device, or -1 for all that remain", _MESH
-        )
-    if len(devices) % fixed or (not free and fixed != len(devices)):
-        raise UserError(
-            f"{where} needs {'a multiple of ' if free else ''}{fixed} devices, "
-            f"and there are {len(devices)} ({devices[0].platform}); "
-            f"change the sizes, or leave one at -1",
-            _MESH,
-        )
-    shape = tuple(len(devices) // fixed if size == -1 else size for size in sizes.values())
-    names = tuple(sizes)
-    return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(names), devices=devices)
+MeshAxes = str | Sequence[str]
+Rules = Mapping[str, MeshAxes]
+_MESH, _RULES, _OVERRIDES = "shard.mesh", "shard.rules", "shard.overrides"
 
 
 @attrs.frozen
@@ -59,64 +27,59 @@ class AxisRules:
     Attributes:
         mesh: the devices.
         rules: logical name to a mesh axis, or several; an empty string or list: not spread.
+        overrides: rules of their own for some parameters, by path, `*` standing for anything.
+        uneven: what becomes of a parameter's axis that its devices do not divide: "error", or
+            "replicate", which leaves out those mesh axes that do not divide it.
         seen: the names by which activations were constrained, while the model was traced.
+        left_whole: what "replicate" did: path to what it left out, in a few words.
     """
 
     mesh: Mesh
     rules: Rules
+    overrides: Mapping[str, Rules] = MappingProxyType({})
+    uneven: str = "error"
     seen: set[str] = attrs.field(init=False, factory=set)
+    left_whole: dict[str, str] = attrs.field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
-        for name in self.rules:
-            for axis in self._mesh_axes(name):
-                if axis not in self.mesh.shape:
-                    raise UserError(
-                        f"[shard] rules: {name} = {axis!r}: the mesh has no such axis"
-                        f"{did_you_mean(axis, self.mesh.shape)}; it has: "
-                        f"{', '.join(self.mesh.shape)}",
-                        _RULES,
-                    )
+        self._check("[shard] rules", self.rules, _RULES)
+        for pattern, rules in self.overrides.items():
+            self._check(f'[shard] overrides "{pattern}"', rules, _OVERRIDES)
 
     def param_sharding(self, info: ParamInfo) -> NamedSharding:
         """Return where a parameter lies.
 
         Raises:
-            UserError: a logical axis without a rule, a mesh axis used twice, or a dimension
-                that its devices do not divide; names the parameter.
+            UserError: a logical axis without a rule, two overrides for its path, a mesh axis used
+                twice, or a dimension that its devices do not divide; names the parameter.
         """
+        rules = {**self.rules, **self._override(info)}
         entries: list[tuple[str, ...] | None] = []
         used: dict[str, str] = {}
         for axis, size in zip(info.axes, info.shape, strict=True):
             if axis.name is None:
                 entries.append(None)
                 continue
-            if axis.name not in self.rules:
+            if axis.name not in rules:
                 raise UserError(
                     f"parameter {info.path}: its logical axis {axis.name!r} has no rule"
-                    f"{did_you_mean(axis.name, self.rules)}; add [shard] rules = "
+                    f"{did_you_mean(axis.name, rules)}; add [shard] rules = "
                     f'{{{axis.name} = "MESH AXIS"}}, or "" to keep it whole',
                     _RULES,
                 )
             mesh_axes = tuple(
-                each for each in self._mesh_axes(axis.name) if self.mesh.shape[each] > 1
+                each for each in _several(rules[axis.name]) if self.mesh.shape[each] > 1
             )
+            mesh_axes = self._dividing(info, axis.name, size, mesh_axes)
             for each in mesh_axes:
                 if each in used:
                     raise UserError(
                         f"parameter {info.path}: its axes {used[each]} and {axis.name} would both "
                         f"be spread over the mesh axis {each!r}; change one of [shard] rules",
                         _RULES,
+                        _OVERRIDES,
                     )
                 used[each] = axis.name
-            parts = math.prod(self.mesh.shape[each] for each in mesh_axes)
-            if size % parts:
-                raise UserError(
-                    f"parameter {info.path}: its axis {axis.name} of {size} cannot be spread over "
-                    f"{parts} devices ({' x '.join(mesh_axes)}); change [shard] mesh, or keep it "
-                    f'whole with [shard] rules = {{{axis.name} = ""}}',
-                    _MESH,
-                    _RULES,
-                )
             entries.append(mesh_axes or None)
         return NamedSharding(self.mesh, PartitionSpec(*entries))
 
@@ -153,7 +116,53 @@ class AxisRules:
         return pinned
 
     def _mesh_axes(self, name: str) -> tuple[str, ...]:
-        rule = self.rules.get(name, ())
-        if isinstance(rule, str):
-            return (rule,) if rule else ()
-        return tuple(rule)
+        return _several(self.rules.get(name, ()))
+
+    def _override(self, info: ParamInfo) -> Rules:
+        fitting = [each for each in self.overrides if fnmatch.fnmatchcase(info.path, each)]
+        if len(fitting) > 1:
+            quoted = " and ".join(f'"{pattern}"' for pattern in fitting)
+            raise UserError(
+                f"parameter {info.path}: [shard] overrides {quoted} both fit it; keep one of them",
+                _OVERRIDES,
+            )
+        return self.overrides[fitting[0]] if fitting else {}
+
+    def _dividing(
+        self, info: ParamInfo, name: str, size: int, mesh_axes: tuple[str, ...]
+    ) -> tuple[str, ...]:
+        parts = math.prod(self.mesh.shape[each] for each in mesh_axes)
+        if size % parts == 0:
+            return mesh_axes
+        spread = f"{name} of {size} cannot be spread over {parts} devices ({' x '.join(mesh_axes)})"
+        if self.uneven != "replicate":
+            raise UserError(
+                f"parameter {info.path}: its axis {spread}; change [shard] mesh, make it "
+                f"{-(-size // parts) * parts} in the model, or keep it whole, with [shard] rules = "
+                f'{{{name} = ""}} or, wherever devices do not divide, [shard] uneven = "replicate"',
+                _MESH,
+                _RULES,
+            )
+        kept: tuple[str, ...] = ()
+        for axis in mesh_axes:
+            if size % math.prod(self.mesh.shape[each] for each in (*kept, axis)) == 0:
+                kept = (*kept, axis)
+        self.left_whole[info.path] = spread
+        return kept
+
+    def _check(self, where: str, rules: Rules, key: str) -> None:
+        for name, rule in rules.items():
+            for axis in _several(rule):
+                if axis not in self.mesh.shape:
+                    raise UserError(
+                        f"{where}: {name} = {axis!r}: the mesh has no such axis"
+                        f"{did_you_mean(axis, self.mesh.shape)}; it has: "
+                        f"{', '.join(self.mesh.shape)}",
+                        key,
+                    )
+
+
+def _several(rule: MeshAxes) -> tuple[str, ...]:
+    if isinstance(rule, str):
+        return (rule,) if rule else ()
+    return tuple(rule)

@@ -11,7 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer_core.errors import UserError
+from trainer_core.fitting import (
+    batch_shapes,
+    check_batch_size,
+    check_infos,
+    check_shardings,
+    check_step,
+    check_tokens,
+)
 from trainer_core.hooks import Hooks
 from trainer_core.loss import build_loss
 from trainer_core.optimizer_table import Row, as_json, check_recorded, optimizer_table
@@ -20,9 +27,7 @@ from trainer_core.run import Run
 from trainer_core.types import (
     Batch,
     Data,
-    Metrics,
     Model,
-    ParamInfo,
     Params,
     Shardings,
     Step,
@@ -112,7 +117,7 @@ class Program:
             in_shardings=(shardings.state, shardings.batch),
             out_shardings=(shardings.state, shardings.replicated),
         ).lower(self.abstract_state, self.abstract_batch)
-        _check_step(self.abstract_state, *lowered.out_info)
+        check_step(self.abstract_state, *lowered.out_info)
         compiled: StepFn = lowered.compile()
         return compiled
 
@@ -128,19 +133,19 @@ def build_program(run: Run, hooks: Hooks) -> Program:
         UserError: parts that do not fit each other.
     """
     # Data first: its faults are the most common, and the quickest to find.
-    _check_batch_size(run)
+    check_batch_size(run)
     data = hooks.build_data(run=run)
     beginning = data.state()
     rows = data.batch(0)
-    shapes = _batch_shapes(run, rows)
+    shapes = batch_shapes(run, rows)
     if beginning is not None:
         data.load(beginning)  # a stream: the run has not taken its first batch yet
     model = hooks.build_state(run=run, batch=dict(shapes))
-    _check_tokens(model, data, rows)
+    check_tokens(model, data, rows)
     key = jax.eval_shape(lambda: jax.random.key(0))
     params, buffers = jax.eval_shape(model.init, key)
-    _check_infos(model.params, params, "parameter")
-    _check_infos(model.buffers, buffers, "buffer")
+    check_infos(model.params, params, "parameter")
+    check_infos(model.buffers, buffers, "buffer")
     schedule = hooks.build_schedule(run=run)
     optimizer = hooks.build_optimizer(run=run, model=model, learning_rate=schedule)
     told = hooks.describe_optimizer(run=run, model=model)
@@ -155,6 +160,7 @@ def build_program(run: Run, hooks: Hooks) -> Program:
     number = jax.ShapeDtypeStruct((), jnp.int32)
     state = TrainState(number, params, buffers, opt_state, key, extra)
     shardings = hooks.shard(run=run, model=model, abstract_state=state, derive=derive)
+    check_shardings(state, shardings)
     return Program(
         run=run,
         model=model,
@@ -194,105 +200,3 @@ def _derived_state(
 
 def _with_sharding(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _check_batch_size(run: Run) -> None:
-    parts = run.axes.batch_parts()
-    if run.batch_size % parts:
-        raise UserError(
-            f"[data] batch_size = {run.batch_size} must be divisible by the {parts} devices that "
-            f"[shard] mesh spreads a batch over; the next that fits is "
-            f"{-(-run.batch_size // parts) * parts}",
-            "data.batch_size",
-            "shard.mesh",
-        )
-
-
-def _batch_shapes(run: Run, rows: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
-    shapes = {}
-    for name, array in rows.items():
-        if array.shape[:1] != (run.batch_size // run.processes,):
-            hint = (
-                ""
-                if "batch_size" in run.config["data"]
-                else ("; the data plugin has no such setting, and needs one: batch_size: int")
-            )
-            raise UserError(
-                f"[data]: batch()[{name!r}] has shape {array.shape}; expected "
-                f"{run.batch_size // run.processes} rows first: [data] batch_size = "
-                f"{run.batch_size} over {run.processes} processes{hint}",
-                "data.use",
-            )
-        shapes[name] = jax.ShapeDtypeStruct((run.batch_size, *array.shape[1:]), array.dtype)
-    return shapes
-
-
-def _check_step(given: TrainState, returned: TrainState, metrics: Metrics) -> None:
-    """The next step takes what this one gives back, and a metric is one number."""
-    pairs = zip(jax.tree_util.tree_leaves_with_path(given), jax.tree.leaves(returned), strict=True)
-    problems = [
-        f"state{jax.tree_util.keystr(path)} goes in as {a.dtype}{list(a.shape)} and comes out as "
-        f"{b.dtype}{list(b.shape)}"
-        for (path, a), b in pairs
-        if (a.shape, a.dtype) != (b.shape, b.dtype)
-    ]
-    problems += [
-        f"the metric {name!r} has shape {tuple(each.shape)}, not that of a scalar"
-        for name, each in metrics.items()
-        if each.shape
-    ]
-    if problems:
-        raise UserError(f"the step does not fit the loop: {'; '.join(problems)}")
-
-
-def _check_tokens(model: Model, data: Data, rows: dict[str, np.ndarray]) -> None:
-    """What the data says of its tokens, and the first batch itself, must fit the model."""
-    keys = ("model.vocab", "model.context", "data.use", "data.length")
-    largest = 0 if data.vocabulary is None else data.vocabulary - 1
-    for name in ("tokens", "targets"):
-        array = rows.get(name, np.zeros(0))
-        if not array.size or not np.issubdtype(array.dtype, np.integer):
-            continue
-        if array.min() < 0:
-            raise UserError(
-                f"[data]: batch()[{name!r}] has a token {array.min()}; none is < 0", *keys
-            )
-        largest = max(largest, int(array.max()))
-    if model.vocabulary and largest >= model.vocabulary:
-        raise UserError(
-            f"[data] has tokens up to {largest}, and the model knows only {model.vocabulary}; set "
-            f"model.vocab={largest + 1}",
-            *keys,
-        )
-    length = rows["tokens"].shape[1] if rows.get("tokens", np.zeros(0)).ndim == 2 else 0
-    if model.context is not None and length > model.context:
-        raise UserError(
-            f"[data] has sequences of {length} tokens, and the model is meant for "
-            f"{model.context}; set data.length={model.context}, or model.context={length}",
-            *keys,
-        )
-
-
-def _check_infos(infos: Any, arrays: Any, what: str) -> None:
-    """Every array has its ParamInfo, of the same shape and dtype, and the reverse."""
-    known = dict(_by_path(infos))
-    problems = []
-    for path, array in _by_path(arrays):
-        info = known.pop(path, None)
-        if not isinstance(info, ParamInfo):
-            problems.append(f"{path} has no ParamInfo")
-        elif (info.shape, info.dtype) != (array.shape, array.dtype):
-            problems.append(
-                f"{path} is {array.dtype}{list(array.shape)}, its ParamInfo says "
-                f"{info.dtype}{list(info.shape)}"
-            )
-    problems += [f"{path} has a ParamInfo and no array" for path in known]
-    if problems:
-        raise UserError(f"the model describes its {what}s wrongly: {'; '.join(problems)}")
-
-
-def _by_path(tree: Any) -> list[tuple[str, Any]]:
-    return [
-        ("/".join(str(entry.key) for entry in path), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    ]

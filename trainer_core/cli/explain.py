@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from argparse import Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
@@ -24,15 +25,20 @@ class Topic:
     Attributes:
         module: in it, `explain(config, as_json)` prints it.
         summary: what it shows, in one line.
+        plots: whether it also takes a file to draw it in.
     """
 
     module: str
     summary: str
+    plots: bool = False
 
 
 TOPICS = {
     "config": Topic("explain_config", "every key: its value, where that came from, what it means"),
     "optimizer": Topic("explain_optimizer", "each parameter: by which rule it is updated"),
+    "sharding": Topic(
+        "explain_sharding", "each array: over which devices it is spread", plots=True
+    ),
 }
 
 
@@ -45,11 +51,13 @@ def configure(parser: Parser) -> None:
     )
     add_settings(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--plot", metavar="FILE.svg", help="draw it too: sharding")
     parser.examples = [
         ("trainer explain config", "every key that can be set, with its default"),
         ("trainer explain config recipe.toml", "what a recipe comes to"),
         ("trainer explain config optimizer.use=sgd", "the keys of another plugin"),
         ("trainer explain optimizer optimizer.use=muon", "which parameters are orthogonalised"),
+        ("trainer explain sharding shard.mesh={fsdp=4}", "what each of four devices would hold"),
     ]
 
 
@@ -64,7 +72,11 @@ def run(arguments: Namespace, context: Context) -> int:
     from trainer_core.cli.settings import split
     from trainer_core.config import load_config
 
+    topic = TOPICS[arguments.topic]
+    if arguments.plot and not topic.plots:
+        raise UserError(f"--plot: {arguments.topic} has no drawing; only sharding has")
     config = load_config(*split(arguments.settings))
-    module = importlib.import_module(f"trainer_core.cli.{TOPICS[arguments.topic].module}")
-    module.explain(config, arguments.json)
+    module = importlib.import_module(f"trainer_core.cli.{topic.module}")
+    drawing = {"plot": Path(arguments.plot)} if arguments.plot else {}
+    module.explain(config, arguments.json, **drawing)
     return 0

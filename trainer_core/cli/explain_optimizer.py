@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from trainer_core.cli.waiting import waiting
-from trainer_core.terminal.figures import amount
+from trainer_core.cli.building import program_of
+from trainer_core.terminal.figures import amount, size
 from trainer_core.terminal.output import say
 from trainer_core.terminal.page import Page
 
@@ -24,14 +24,7 @@ def explain(config: Config, as_json: bool) -> None:
         config: a resolved one.
         as_json: print one JSON object, path to what is known of it.
     """
-    with waiting("building"), config.placing():
-        from trainer_core.opening import built, opened
-
-        run, hooks = opened(config)
-        try:
-            program = built(run, hooks)
-        finally:
-            hooks.close(run=run, error=None)
+    program = program_of(config)
     if as_json:
         say(json.dumps(program.optimizer_record, indent=2))
         return
@@ -47,7 +40,7 @@ def explain(config: Config, as_json: bool) -> None:
         [
             [
                 *(_written(_told(row, chosen.name).get(name)) for name in columns),
-                _bytes(row.state_bytes),
+                size(row.state_bytes),
                 row.info.kind,
                 _named(row),
             ]
@@ -77,7 +70,7 @@ def _totals(table: Sequence[Row], optimizer: str) -> list[tuple[str, str]]:
 
 def _total(rows: Sequence[Row]) -> str:
     elements = sum(math.prod(row.info.shape) for row in rows)
-    state = _bytes(sum(row.state_bytes for row in rows))
+    state = size(sum(row.state_bytes for row in rows))
     plural = "s" * (len(rows) != 1)
     return f"{len(rows)} array{plural} of {amount(elements)} parameters, {state} of state"
 
@@ -88,10 +81,3 @@ def _written(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_written, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _bytes(number: int) -> str:
-    for scale, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if number >= scale:
-            return f"{number / scale:.1f} {unit}"
-    return f"{number} B"

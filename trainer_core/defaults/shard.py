@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,24 @@ class Rules:
         'which mesh axes a logical axis is spread over; "" for none',
         may_change=True,
     )
+    overrides: dict[str, dict[str, str | list[str]]] = setting(
+        attrs.Factory(dict),
+        'other rules for some parameters, by path: {"layers/mlp/*" = {embed = ""}}',
+        may_change=True,
+    )
+    uneven: str = setting(
+        "error",
+        "what becomes of an axis of a parameter that its devices do not divide: an error, or whole "
+        "on each of them",
+        choices=("error", "replicate"),
+        may_change=True,
+    )
+    dcn: dict[str, int] = setting(
+        attrs.Factory(dict),
+        "of the mesh, devices along each axis in different slices (or, without slices, processes)",
+        unit="devices",
+        may_change=True,
+    )
     optimizer_state: str = setting(
         "like_params",
         "where the optimizer's state lies: as the parameters, or also over the data axis",
@@ -55,7 +74,8 @@ class Rules:
 
     def check(self, config: Mapping[str, Any]) -> None:
         """An axis that no rule uses would make its devices all compute the same."""
-        used = {axis for rule in self.rules.values() for axis in _names(rule)}
+        rules = [self.rules, *self.overrides.values()]
+        used = {axis for each in rules for rule in each.values() for axis in _names(rule)}
         for axis, size in self.mesh.items():
             known = size == -1 and axis in ("data", "fsdp", "tensor")
             if size != 1 and axis not in used and not known:
@@ -112,6 +132,20 @@ class Rules:
                     f"{', '.join(sorted(used))}",
                     "shard.rules",
                 )
+        for pattern, rules in self.overrides.items():
+            fitting = [info for info in infos if fnmatch.fnmatchcase(info.path, pattern)]
+            axes = {axis.name for info in fitting for axis in info.axes if axis.name}
+            where = f'[shard] overrides: "{pattern}"'
+            if not fitting:
+                near = did_you_mean(pattern, [info.path for info in infos])
+                raise UserError(f"{where} fits no parameter{near}", "shard.overrides")
+            for name in rules:
+                if name not in axes:
+                    raise UserError(
+                        f"{where}: no parameter that it fits has a logical axis {name!r}"
+                        f"{did_you_mean(name, axes)}; they have: {', '.join(sorted(axes))}",
+                        "shard.overrides",
+                    )
 
 
 def _names(rule: str | list[str]) -> list[str]:

@@ -24,6 +24,15 @@ def amount(number: float) -> str:
     return f"{text[:-1]} {text[-1]}"
 
 
+def size(number: int) -> str:
+    """Return bytes: `512 B`, `64 KiB`, `1.5 MiB`, `96.5 GiB`."""
+    for scale, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        # 1023.96 KiB would be written as 1024.
+        if number >= scale * 0.99995:
+            return f"{number / scale:.1f}".removesuffix(".0") + f" {unit}"
+    return f"{number} B"
+
+
 def steps(number: int) -> str:
     """Return `1 step`, `1,000 steps`."""
     return f"{number:,} step{'s' * (number != 1)}"

@@ -231,7 +231,7 @@ def test_the_plan_of_a_block_is_this() -> None:
         {"qkv": Description("embed:in heads:out head_dim:out", "matrix", {"q": 8, "kv": 8})},
     )
     plan = [*jax.tree.leaves(make_plan(infos, Muon())), *make_plan(fused, Muon()).values()]
-    columns = ("rule", "matrices", "matrix", "group", "scale", "decay")
+    columns = ("rule", "count", "matrix", "group", "scale", "decay")
     table = {
         path: tuple(row.get(name, "") for name in columns)
         for path, row in described(plan, Muon()).items()
@@ -323,7 +323,7 @@ def test_wrong_settings_are_refused() -> None:
     with pytest.raises(ValueError, match='rules: "p" = "sgd": expected "muon" or "adamw"'):
         muon(0.1, {}, rules={"p": "sgd"})
     for wrong in (None, {"p": np.zeros((4, 8))}):
-        with pytest.raises(TypeError, match=r"expected a ParamInfo for each .* trainer_muon.descri"):
+        with pytest.raises(TypeError, match=r"expected a ParamInfo for each .* trainer_muon"):
             muon(0.1, wrong)
 
 

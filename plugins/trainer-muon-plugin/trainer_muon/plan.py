@@ -155,11 +155,12 @@ def _impossible_heads(settings: Muon, infos: Sequence[ParamInfo]) -> list[str]:
     ]
     if not left_bare:
         return unknown
+    more = f" and {len(left_bare) - 1} more" if left_bare[1:] else ""
     return [
         *unknown,
-        f"per_head = {settings.per_head} leaves nothing to be orthogonalised of "
-        f"{left_bare[0]}{f' and {len(left_bare) - 1} more' if left_bare[1:] else ''}; an axis in it "
-        f"must have another of the same role beside it, as heads has head_dim",
+        f"per_head = {settings.per_head} leaves nothing to be orthogonalised of {left_bare[0]}"
+        f"{more}; an axis in it must have another of the same role beside it, as heads has "
+        f"head_dim",
     ]
 
 
@@ -170,9 +171,7 @@ def _planned(info: ParamInfo, settings: Muon, spread: tuple[MeshAxes, ...], mesh
     try:
         parts = tuple(_part(info, block, settings, spread, mesh) for block in _blocks(info))
     except ValueError as error:
-        raise ValueError(
-            f"{error}; give each axis its role, or {_excepted(info)}"
-        ) from None
+        raise ValueError(f"{error}; give each axis its role, or {_excepted(info)}") from None
     return Planned(info, rule, why, parts, spread)
 
 
@@ -200,9 +199,7 @@ def _rule(info: ParamInfo, settings: Muon) -> tuple[Rule, str]:
         return "adamw", info.kind
     if sum(axis.role != "stack" for axis in info.axes) < 2:
         return "adamw", "a vector"
-    raise ValueError(
-        f"its kind is 'other'; say in the model what it is, or {_excepted(info)}"
-    )
+    raise ValueError(f"its kind is 'other'; say in the model what it is, or {_excepted(info)}")
 
 
 def _excepted(info: ParamInfo) -> str:
@@ -274,7 +271,7 @@ def described(plan: Sequence[Planned], settings: Muon) -> dict[str, dict[str, An
     for planned in plan:
         row: dict[str, Any] = {"rule": planned.rule}
         if planned.parts:
-            row["matrices"] = _each(planned, lambda part: part.view.total)
+            row["count"] = _each(planned, lambda part: part.view.total)
             row["matrix"] = _each(planned, lambda part: _times(part.view.matrix))
             row["group"] = _each(planned, lambda part: groups.index(part.group) + 1)
             row["scale"] = _each(planned, lambda part: part.scale)

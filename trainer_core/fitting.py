@@ -1,0 +1,139 @@
+"""Whether the parts of a run fit each other; what does not is told by path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Sharding
+
+from trainer_core.errors import UserError, listed
+from trainer_core.run import Run
+from trainer_core.types import Data, Metrics, Model, ParamInfo, Shardings, TrainState
+
+
+def check_batch_size(run: Run) -> None:
+    parts = run.axes.batch_parts()
+    if run.batch_size % parts:
+        raise UserError(
+            f"[data] batch_size = {run.batch_size} must be divisible by the {parts} devices that "
+            f"[shard] mesh spreads a batch over; the next that fits is "
+            f"{-(-run.batch_size // parts) * parts}",
+            "data.batch_size",
+            "shard.mesh",
+        )
+
+
+def batch_shapes(run: Run, rows: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
+    shapes = {}
+    for name, array in rows.items():
+        if array.shape[:1] != (run.batch_size // run.processes,):
+            hint = (
+                ""
+                if "batch_size" in run.config["data"]
+                else ("; the data plugin has no such setting, and needs one: batch_size: int")
+            )
+            raise UserError(
+                f"[data]: batch()[{name!r}] has shape {array.shape}; expected "
+                f"{run.batch_size // run.processes} rows first: [data] batch_size = "
+                f"{run.batch_size} over {run.processes} processes{hint}",
+                "data.use",
+            )
+        shapes[name] = jax.ShapeDtypeStruct((run.batch_size, *array.shape[1:]), array.dtype)
+    return shapes
+
+
+def check_step(given: TrainState, returned: TrainState, metrics: Metrics) -> None:
+    """The next step takes what this one gives back, and a metric is one number."""
+    pairs = zip(jax.tree_util.tree_leaves_with_path(given), jax.tree.leaves(returned), strict=True)
+    problems = [
+        f"state{jax.tree_util.keystr(path)} goes in as {a.dtype}{list(a.shape)} and comes out as "
+        f"{b.dtype}{list(b.shape)}"
+        for (path, a), b in pairs
+        if (a.shape, a.dtype) != (b.shape, b.dtype)
+    ]
+    problems += [
+        f"the metric {name!r} has shape {tuple(each.shape)}, not that of a scalar"
+        for name, each in metrics.items()
+        if each.shape
+    ]
+    if problems:
+        raise UserError(f"the step does not fit the loop: {'; '.join(problems)}")
+
+
+def check_tokens(model: Model, data: Data, rows: dict[str, np.ndarray]) -> None:
+    """What the data says of its tokens, and the first batch itself, must fit the model."""
+    keys = ("model.vocab", "model.context", "data.use", "data.length")
+    largest = 0 if data.vocabulary is None else data.vocabulary - 1
+    for name in ("tokens", "targets"):
+        array = rows.get(name, np.zeros(0))
+        if not array.size or not np.issubdtype(array.dtype, np.integer):
+            continue
+        if array.min() < 0:
+            raise UserError(
+                f"[data]: batch()[{name!r}] has a token {array.min()}; none is < 0", *keys
+            )
+        largest = max(largest, int(array.max()))
+    if model.vocabulary and largest >= model.vocabulary:
+        raise UserError(
+            f"[data] has tokens up to {largest}, and the model knows only {model.vocabulary}; set "
+            f"model.vocab={largest + 1}",
+            *keys,
+        )
+    length = rows["tokens"].shape[1] if rows.get("tokens", np.zeros(0)).ndim == 2 else 0
+    if model.context is not None and length > model.context:
+        raise UserError(
+            f"[data] has sequences of {length} tokens, and the model is meant for "
+            f"{model.context}; set data.length={model.context}, or model.context={length}",
+            *keys,
+        )
+
+
+def check_infos(infos: Any, arrays: Any, what: str) -> None:
+    """Every array has its ParamInfo, of the same shape and dtype, and the reverse."""
+    known = dict(_by_path(infos))
+    problems = []
+    for path, array in _by_path(arrays):
+        info = known.pop(path, None)
+        if not isinstance(info, ParamInfo):
+            problems.append(f"{path} has no ParamInfo")
+        elif (info.shape, info.dtype) != (array.shape, array.dtype):
+            problems.append(
+                f"{path} is {array.dtype}{list(array.shape)}, its ParamInfo says "
+                f"{info.dtype}{list(info.shape)}"
+            )
+    problems += [f"{path} has a ParamInfo and no array" for path in known]
+    if problems:
+        raise UserError(f"the model describes its {what}s wrongly: {'; '.join(problems)}")
+
+
+def check_shardings(state: TrainState, shardings: Shardings) -> None:
+    """Every leaf of the state has its sharding, and there is no other."""
+    wanted = {_place(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)}
+    found = {
+        _place(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shardings.state)
+    }
+    problems = [f"{place} has no sharding" for place in sorted(wanted - found.keys())]
+    problems += [f"{place} is no leaf of the state" for place in sorted(found.keys() - wanted)]
+    problems += [
+        f"{place} has a {type(leaf).__name__}, not a jax.sharding.Sharding"
+        for place, leaf in sorted(found.items())
+        if place in wanted and not isinstance(leaf, Sharding)
+    ]
+    if problems:
+        raise UserError(
+            f"[shard]: what the hook `shard` returned does not fit the state:{listed(problems)}",
+            "shard.use",
+        )
+
+
+def _place(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _by_path(tree: Any) -> list[tuple[str, Any]]:
+    return [
+        ("/".join(str(entry.key) for entry in path), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]

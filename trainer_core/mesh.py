@@ -1,0 +1,117 @@
+"""The mesh of a config: all devices, by mesh axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import jax
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
+
+from trainer_core.errors import UserError
+from trainer_core.suggest import did_you_mean
+
+Sizes = Mapping[str, int]
+_MESH, _DCN = "shard.mesh", "shard.dcn"
+
+
+def make_mesh(
+    sizes: Sizes, devices: Sequence[jax.Device], dcn: Sizes = MappingProxyType({})
+) -> Mesh:
+    """Return the mesh of a config.
+
+    Its axes are spelled out as Auto: `jax.make_mesh` now makes Explicit ones, under which
+    ordinary Flax models raise. Neighbours in it are neighbours in the network, where the
+    platform says who is one.
+
+    Args:
+        sizes: devices along each mesh axis, in order; one may be -1, for all that remain.
+        devices: all devices of all processes.
+        dcn: of these sizes, how many lie in different slices, which only the data center's
+            network connects; where devices know no slices, in different processes.
+
+    Raises:
+        UserError: the sizes do not fit the devices.
+    """
+    shape = _shape(sizes, devices)
+    across = _across(dcn, shape, devices)
+    if not across:
+        placed = mesh_utils.create_device_mesh(
+            tuple(shape.values()), devices, allow_split_physical_axes=True
+        )
+    else:
+        placed = mesh_utils.create_hybrid_device_mesh(
+            [size // across.get(name, 1) for name, size in shape.items()],
+            [across.get(name, 1) for name in shape],
+            devices,
+            process_is_granule=_slices(devices) == 1,
+            allow_split_physical_axes=True,
+        )
+    return Mesh(placed, tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
+
+
+def _shape(sizes: Sizes, devices: Sequence[jax.Device]) -> dict[str, int]:
+    where = f"[shard] mesh = {_written(sizes)}"
+    free = [name for name, size in sizes.items() if size == -1]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if len(free) > 1:
+        raise UserError(f"{where}: only one axis may be -1, not {' and '.join(free)}", _MESH)
+    if any(size < 1 and size != -1 for size in sizes.values()):
+        raise UserError(
+            f"{where}: each axis needs at least 1 device, or -1 for all that remain", _MESH
+        )
+    if len(devices) % fixed or (not free and fixed != len(devices)):
+        raise UserError(
+            f"{where} needs {'a multiple of ' if free else ''}{fixed} devices, "
+            f"and there are {len(devices)} ({devices[0].platform}); "
+            f"change the sizes, or leave one at -1",
+            _MESH,
+        )
+    return {name: len(devices) // fixed if size == -1 else size for name, size in sizes.items()}
+
+
+def _across(dcn: Sizes, shape: Sizes, devices: Sequence[jax.Device]) -> dict[str, int]:
+    """The axes that cross slices, with how many of these; empty where there is one slice."""
+    where = f"[shard] dcn = {_written(dcn)}"
+    for name, size in dcn.items():
+        if name not in shape:
+            raise UserError(
+                f"{where}: the mesh has no axis {name!r}{did_you_mean(name, shape)}; it has: "
+                f"{', '.join(shape)}",
+                _DCN,
+            )
+        if size < 1 or shape[name] % size:
+            raise UserError(
+                f"{where}: {size} must divide the {shape[name]} devices of its axis {name!r}",
+                _DCN,
+                _MESH,
+            )
+    slices = _slices(devices)
+    places, what = (slices, "slices") if slices > 1 else (_processes(devices), "processes")
+    across = {name: size for name, size in dcn.items() if size > 1}
+    if across and math.prod(across.values()) != places:
+        raise UserError(f"{where} needs {math.prod(across.values())} {what}, not {places}", _DCN)
+    if slices > 1 and not across:
+        fitting = [name for name, size in shape.items() if size % slices == 0]
+        raise UserError(
+            f"the devices are of {slices} slices, which only the data center's network connects; "
+            f"say which mesh axis crosses it: "
+            f"shard.dcn={{{fitting[0] if fitting else next(iter(shape))}={slices}}}",
+            _DCN,
+            _MESH,
+        )
+    return across
+
+
+def _slices(devices: Sequence[jax.Device]) -> int:
+    return len({getattr(each, "slice_index", 0) for each in devices})
+
+
+def _processes(devices: Sequence[jax.Device]) -> int:
+    return len({each.process_index for each in devices})
+
+
+def _written(sizes: Sizes) -> str:
+    return "{" + ", ".join(f"{name} = {size}" for name, size in sizes.items()) + "}"
