@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from trainer_core import cli
+from trainer_core.terminal.figures import size
 
 pytestmark = [pytest.mark.usefixtures("quick_compiles"), pytest.mark.eight_devices]
 SPREAD = ["shard.mesh={data=2,fsdp=4}"]
@@ -23,8 +24,8 @@ def test_it_fits_a_hundred_columns_and_says_what_a_device_holds(
     assert "layers embed=fsdp mlp" in shown
     # 426,752 parameters of 4 bytes, of which only the norms' 768 are not spread over fsdp.
     whole, norms = 4 * 426_752, 4 * (128 + 2 * (2 * 32 + 2 * 128))
-    held = (whole - norms) / 4 + norms
-    assert f"parameters  {whole / 2**20:.1f} MiB, {held / 2**10:.1f} KiB on each device" in shown
+    held = (whole - norms) // 4 + norms
+    assert f"parameters  {size(whole)}, {size(held)} on each device" in shown
 
 
 def test_json_has_every_array(capsys: pytest.CaptureFixture[str]) -> None:
