@@ -66,9 +66,9 @@ def recipe(**tables: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def build(config: Mapping[str, Any]) -> Parts:
+def build(config: Mapping[str, Any], devices: Any = None) -> Parts:
     checked = load_config(config)
-    run, hooks = open_run(checked)
+    run, hooks = open_run(checked, devices=devices)
     return Parts(checked, run, hooks, build_program(run, hooks))
 
 

@@ -98,10 +98,11 @@ class AxisRules:
             x: inside a traced function.
             names: a logical name for each axis. A mesh axis that an earlier dimension took, or
                 that does not divide this one, is left out: unlike a parameter, an activation
-                may be of any size.
+                may be of any size. So is one over which `shard_map` has divided it already.
         """
+        manual = set(jax.sharding.get_abstract_mesh().manual_axes)  # of a shard_map around it
         entries = []
-        taken: set[str] = set()
+        taken = set(manual)
         self.seen.update(name for name in names if name is not None)
         for name, size in zip(names, x.shape, strict=True):
             fitting: tuple[str, ...] = ()
@@ -111,8 +112,9 @@ class AxisRules:
                     fitting = (*fitting, axis)
             taken |= set(fitting)
             entries.append(fitting or None)
-        sharding = NamedSharding(self.mesh, PartitionSpec(*entries))
-        pinned: jax.Array = jax.lax.with_sharding_constraint(x, sharding)
+        spec = PartitionSpec(*entries)
+        where = spec if manual else NamedSharding(self.mesh, spec)
+        pinned: jax.Array = jax.lax.with_sharding_constraint(x, where)
         return pinned
 
     def _mesh_axes(self, name: str) -> tuple[str, ...]:
@@ -160,6 +162,32 @@ class AxisRules:
                         f"{', '.join(self.mesh.shape)}",
                         key,
                     )
+
+
+def mesh_axes_of(spec: PartitionSpec, dimensions: int) -> tuple[tuple[str, ...], ...]:
+    """Return the mesh axes of each dimension of a partition spec."""
+    entries = [*spec, *[None] * (dimensions - len(spec))]
+    return tuple(_several(each or ()) for each in entries)
+
+
+def also_over(shape: Sequence[int], sharding: NamedSharding, axis: str) -> NamedSharding:
+    """Spread the largest dimension that stays divisible over one more mesh axis.
+
+    Args:
+        shape: of the array.
+        sharding: where it lies.
+        axis: of its mesh; it returns `sharding` where that has one device, or is taken.
+    """
+    mesh = sharding.mesh
+    taken = mesh_axes_of(sharding.spec, len(shape))
+    if mesh.shape.get(axis, 1) == 1 or any(axis in names for names in taken):
+        return sharding
+    for index in sorted(range(len(shape)), key=lambda each: -shape[each]):
+        parts = mesh.shape[axis] * math.prod(mesh.shape[name] for name in taken[index])
+        if shape[index] % parts == 0:
+            entries = [*taken[:index], (*taken[index], axis), *taken[index + 1 :]]
+            return NamedSharding(mesh, PartitionSpec(*(each or None for each in entries)))
+    return sharding
 
 
 def _several(rule: MeshAxes) -> tuple[str, ...]:

@@ -10,6 +10,8 @@ import attrs
 import jax
 from jax.sharding import NamedSharding
 
+from trainer_core.axes import mesh_axes_of
+
 if TYPE_CHECKING:
     from trainer_core.program import Program
 
@@ -84,10 +86,8 @@ def _placed(
     sharding: NamedSharding = leaf.sharding
     held = math.prod(sharding.shard_shape(leaf.shape))
     size = math.prod(leaf.shape)
-    spread = [each or () for each in sharding.spec]
-    spread += [()] * (len(leaf.shape) - len(spread))
-    spec = tuple((each,) if isinstance(each, str) else tuple(each) for each in spread)
-    over = math.prod(sharding.mesh.shape[axis] for axes_ in spec for axis in axes_)
+    spec = mesh_axes_of(sharding.spec, len(leaf.shape))
+    over = math.prod(sharding.mesh.shape[axis] for each in spec for axis in each)
     return Placed(
         part=part,
         path=path,

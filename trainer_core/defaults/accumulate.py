@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from attrs.validators import ge
@@ -11,22 +11,33 @@ from trainer_core.errors import SettingError, UserError
 from trainer_core.plugin import hookimpl, plugin, setting
 
 if TYPE_CHECKING:
-    import jax
-
     from trainer_core.run import Run
-    from trainer_core.types import Batch, Buffers, GradFn, Gradient, LossFn, Model, Params
+    from trainer_core.types import GradFn, LossFn, Model
 
 
 @plugin
 class Microbatch:
     """With weights W_i over the whole global batch, known first, each microbatch k contributes
     the gradient of `Σ_i coefficient_i · sum_ik / W_i`. Their sum is the gradient of the global
-    batch exactly, however the weights are spread, for several terms too.
+    batch exactly, however the weights are spread, for several terms too. Buffers pass from one
+    microbatch to the next: batch statistics are those of microbatches.
     """
 
     microbatches: int = setting(1, "parts a global batch is computed in", check=ge(1))
     dtype: str = setting(
         "float32", "in which gradients are added up", choices=("float32", "bfloat16", "float64")
+    )
+    gradients: str = setting(
+        "like_params",
+        "where their sum lies: as the parameters, or also over the data axis (ZeRO-2)",
+        choices=("like_params", "zero2"),
+        may_change=True,
+    )
+    reduce: str = setting(
+        "each",
+        "when devices with the same parameters add up their gradients: after each microbatch, or "
+        "once, after the last",
+        choices=("each", "once"),
     )
 
     def check(self, config: Mapping[str, Any]) -> None:
@@ -36,6 +47,12 @@ class Microbatch:
                 "microbatches",
                 f"must divide [data] batch_size = {batch_size}; "
                 f"the next that fits is {_next_multiple(batch_size, self.microbatches)}",
+            )
+        if self.reduce == "once" and self.gradients == "zero2":
+            raise SettingError(
+                "reduce",
+                'excludes gradients = "zero2": a sum that is reduced once is whole on each device '
+                "until then; choose one of them",
             )
 
     @hookimpl
@@ -57,7 +74,54 @@ class Microbatch:
                 '[accumulate] dtype = "float64": JAX would make it float32; set JAX_ENABLE_X64=1',
                 "accumulate.dtype",
             )
-        return build_grad(model, loss, self.microbatches, self.dtype)
+        if self.microbatches == 1:
+            return build_grad(model, loss)
+        from trainer_core.defaults.microbatches import in_parts, reduced_once
+
+        placing: dict[str, Any] = {}
+        if self.gradients == "zero2":
+            placing["spread"] = _over_data_too(run, model)
+        if self.reduce == "once":
+            placing["reduced"] = reduced_once(run.mesh, _copied_over(run, model))
+        return in_parts(model, loss, self.microbatches, self.dtype, **placing)
+
+
+def _over_data_too(run: Run, model: Model) -> Callable[[Any], Any]:
+    import jax
+
+    from trainer_core.axes import also_over
+
+    shardings = jax.tree.map(
+        lambda info: also_over(info.shape, run.axes.param_sharding(info), "data"), model.params
+    )
+    return lambda grads: jax.lax.with_sharding_constraint(grads, shardings)
+
+
+def _copied_over(run: Run, model: Model) -> tuple[str, ...]:
+    """The mesh axes over which rows are spread, and no parameter is."""
+    import jax
+
+    from trainer_core.axes import mesh_axes_of
+
+    keys = ("accumulate.reduce", "shard.mesh", "shard.rules")
+    if jax.tree.leaves(model.buffers):
+        raise UserError(
+            '[accumulate] reduce = "once": the model has buffers, such as batch statistics, and '
+            'each device would have its own; set reduce = "each"',
+            *keys,
+        )
+    infos = jax.tree.leaves(model.params)
+    specs = [mesh_axes_of(run.axes.param_sharding(info).spec, len(info.shape)) for info in infos]
+    spread = {axis for spec in specs for axes in spec for axis in axes}
+    rows = mesh_axes_of(run.axes.batch_sharding().spec, 1)[0]
+    axes = tuple(axis for axis in rows if run.mesh.shape[axis] > 1 and axis not in spread)
+    if not axes:
+        raise UserError(
+            '[accumulate] reduce = "once": no mesh axis spreads rows alone, so that there is '
+            'nothing to reduce once; set reduce = "each", or [shard] mesh = {data = N}',
+            *keys,
+        )
+    return axes
 
 
 def _next_multiple(size: int, of: int) -> int:
@@ -73,62 +137,6 @@ def build_grad(model: Model, loss: LossFn, microbatches: int = 1, dtype: str = "
         microbatches: parts a batch is computed in; they divide its rows.
         dtype: in which the gradients of several are added up.
     """
-    import jax
+    from trainer_core.defaults.microbatches import in_parts, whole
 
-    gradient = jax.value_and_grad(loss, has_aux=True)
-    if microbatches == 1:
-        return _whole(gradient)
-    return _in_parts(model, gradient, microbatches, dtype)
-
-
-def _whole(gradient: Any) -> GradFn:
-    from trainer_core.types import Gradient
-
-    def grad_fn(params: Params, buffers: Buffers, batch: Batch, key: jax.Array) -> Gradient:
-        import jax
-
-        first = jax.random.fold_in(key, 0)
-        (loss, (terms, buffers)), grads = gradient(params, buffers, batch, first, None)
-        return Gradient(grads, loss, terms, buffers)
-
-    return grad_fn
-
-
-def _in_parts(model: Model, gradient: Any, count: int, dtype: str) -> GradFn:
-    import jax
-    import jax.numpy as jnp
-
-    from trainer_core.types import Gradient
-
-    def split(array: jax.Array) -> jax.Array:
-        # [batch] -> [count, batch / count], every device keeping its own rows. A plain reshape
-        # to [count, batch / count] would move rows between devices at every microbatch.
-        return jnp.swapaxes(array.reshape(array.shape[0] // count, count, *array.shape[1:]), 0, 1)
-
-    def grad_fn(params: Params, buffers: Buffers, batch: Batch, key: jax.Array) -> Gradient:
-        parts = jax.tree.map(split, batch)
-        keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(count))
-
-        def weigh(carry: None, each: Any) -> tuple[None, Any]:
-            # Only the weights are kept, and they depend on the batch alone: XLA drops the rest.
-            terms, _ = model.terms(params, buffers, each[0], each[1], True)
-            return None, {name: term.weight for name, term in terms.items()}
-
-        _, weights = jax.lax.scan(weigh, None, (parts, keys))
-        weights = jax.tree.map(lambda each: jnp.sum(each, axis=0), weights)
-
-        def add(carry: Any, each: Any) -> tuple[Any, Any]:
-            grads, loss, buffers = carry
-            (part, (terms, buffers)), part_grads = gradient(
-                params, buffers, each[0], each[1], weights
-            )
-            grads = jax.tree.map(lambda a, b: a + b.astype(a.dtype), grads, part_grads)
-            return (grads, loss + part, buffers), terms
-
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype), params)
-        start = (zeros, jnp.zeros((), jnp.float32), buffers)
-        (grads, loss, buffers), terms = jax.lax.scan(add, start, (parts, keys))
-        terms = jax.tree.map(lambda each: jnp.sum(each, axis=0), terms)
-        return Gradient(grads, loss, terms, buffers)
-
-    return grad_fn
+    return whole(loss) if microbatches == 1 else in_parts(model, loss, microbatches, dtype)

@@ -96,6 +96,7 @@ class Rules:
         import jax
         from jax.sharding import NamedSharding, PartitionSpec
 
+        from trainer_core.axes import also_over
         from trainer_core.types import Shardings, TrainState
 
         self._check_rules(run, model)
@@ -104,7 +105,7 @@ class Rules:
         opt_state, extra = _derived_shardings(derive, abstract_state.params, params, run.mesh)
         if self.optimizer_state == "zero1":
             opt_state = jax.tree.map(
-                lambda leaf, sharding: _also_over(leaf.shape, sharding, "data"),
+                lambda leaf, sharding: also_over(leaf.shape, sharding, "data"),
                 abstract_state.opt_state,
                 opt_state,
             )
@@ -193,22 +194,3 @@ def _derived_shardings(
         made = jax.eval_shape(derive, params)
     shardings: tuple[Any, dict[str, Any]] = jax.tree_util.tree_map_with_path(place, made)
     return shardings
-
-
-def _also_over(shape: tuple[int, ...], sharding: NamedSharding, axis: str) -> NamedSharding:
-    """Spread the largest dimension that stays divisible over one more mesh axis."""
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    mesh = sharding.mesh
-    entries = [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]
-    taken = [(entry,) if isinstance(entry, str) else tuple(entry or ()) for entry in entries]
-    if mesh.shape.get(axis, 1) == 1 or any(axis in names for names in taken):
-        return sharding
-    for index in sorted(range(len(shape)), key=lambda each: -shape[each]):
-        parts = mesh.shape[axis]
-        for name in taken[index]:
-            parts *= mesh.shape[name]
-        if shape[index] % parts == 0:
-            entries[index] = (*taken[index], axis)
-            return NamedSharding(mesh, PartitionSpec(*entries))
-    return sharding

@@ -10,8 +10,9 @@ import attrs
 import jax
 import numpy as np
 from attrs.validators import instance_of
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
+from trainer_core.axes import mesh_axes_of
 from trainer_core.kinds import KINDS, Kind, Role
 from trainer_core.types import Axis, ParamInfo
 from trainer_muon.plan import Placement
@@ -95,12 +96,6 @@ def placement_of(params: Any) -> tuple[Mesh, Placement]:
         on = " and ".join(f"{path} on {mesh.shape}" for mesh, path in meshes.items()) or "no array"
         raise ValueError(f"expected one mesh, found {on}")
     return next(iter(meshes)), placement
-
-
-def mesh_axes_of(spec: PartitionSpec, dimensions: int) -> tuple[tuple[str, ...], ...]:
-    """Return the mesh axes of each dimension of a partition spec."""
-    entries = [*spec, *[None] * (dimensions - len(spec))]
-    return tuple((each,) if isinstance(each, str) else tuple(each or ()) for each in entries)
 
 
 def _path(where: Any) -> str:

@@ -150,7 +150,7 @@ def _placement(run: Run, model: Model) -> Any:
     """Where each parameter lies, by `[shard] rules`."""
     import jax
 
-    from trainer_muon.infos import mesh_axes_of
+    from trainer_core.axes import mesh_axes_of
 
     return jax.tree.map(
         lambda info: mesh_axes_of(run.axes.param_sharding(info).spec, len(info.shape)),

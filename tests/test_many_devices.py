@@ -1,0 +1,176 @@
+"""A decoder on many devices is the decoder on one: in both frameworks, accumulated or not."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+from typing import Any
+
+import attrs
+import jax
+import numpy as np
+import pytest
+from decoders import FRAMEWORKS, SMALL
+from hlo import Cost, cost_of
+from programs import Parts, build, host, recipe
+
+from trainer_core import UserError
+from trainer_core.types import Gradient
+
+pytest.importorskip("trainer_nnx")
+pytest.importorskip("trainer_linen")
+pytestmark = [pytest.mark.usefixtures("quick_compiles"), pytest.mark.eight_devices]
+
+MESHES = {
+    "fsdp": {"data": 1, "fsdp": 8},
+    "fsdp and tensor": {"data": 1, "fsdp": 4, "tensor": 2},
+    "all three": {"data": 2, "fsdp": 2, "tensor": 2},
+}
+STEPS = 4
+# Float32 rounds by 6e-8. A gradient is a sum over at most 8 x 6 tokens and 24 inner elements of
+# products of six matrices, added up in another order: 100 roundings, most of which cancel. SGD
+# adds it to the parameters with a rate of 0.1 once a step.
+REASSOCIATION = 6e-6
+
+
+@functools.cache
+def built(devices: int, framework: str, tables: str) -> Parts:
+    given = json.loads(tables)
+    return build(
+        recipe(
+            **{
+                "model": {**SMALL, "use": framework, "width": 16, **given.pop("model", {})},
+                "data": {"use": "decoders:Tokens", "batch_size": 32},
+                "optimizer": {"use": "sgd"},
+                **given,
+            }
+        ),
+        devices=jax.devices()[:devices],
+    )
+
+
+def on(mesh: dict[str, int], framework: str = "nnx", **tables: Any) -> Parts:
+    devices = int(np.prod(list(mesh.values())))
+    return built(devices, framework, json.dumps({"shard": {"mesh": mesh}, **tables}))
+
+
+def losses(parts: Parts) -> list[float]:
+    state, found = parts.state(), []
+    for step in range(STEPS):
+        state, metrics = parts.step(state, parts.batch(step))
+        found.append(float(metrics["loss"]))
+    return found
+
+
+@functools.cache
+def losses_on_one(framework: str, tables: str) -> list[float]:
+    return losses(on({"data": 1}, framework, **json.loads(tables)))
+
+
+ONES = [("fsdp", 1, "nnx"), ("all three", 4, "linen")]
+OTHERS = [
+    each
+    for each in itertools.product(MESHES, [1, 4], FRAMEWORKS)
+    if each not in ONES and not (each[1] == 4 and each[0] == "fsdp")
+]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "microbatches", "framework"),
+    [*ONES, *(pytest.param(*each, marks=pytest.mark.long) for each in OTHERS)],
+)
+def test_the_losses_are_those_of_one_device(mesh: str, microbatches: int, framework: str) -> None:
+    """With dropout, ragged weights and packed documents."""
+    accumulate = {"microbatches": microbatches}
+    found = losses(on(MESHES[mesh], framework, accumulate=accumulate))
+    expected = losses_on_one(framework, json.dumps({"accumulate": accumulate}))
+    for step in range(STEPS):
+        assert found[step] == pytest.approx(expected[step], rel=(step + 1) * REASSOCIATION)
+    assert abs(expected[1] - expected[0]) > 1e-3 * expected[0]
+
+
+@attrs.frozen
+class Compiled:
+    """The gradient of a batch in four parts: what it is, what it costs, what it needs."""
+
+    gradient: Gradient
+    cost: Cost
+    temporaries: int
+
+
+@functools.cache
+def gradient_on(mesh: str, **accumulate: Any) -> Compiled:
+    parts = on(
+        json.loads(mesh), model={"dropout": 0.0}, accumulate={"microbatches": 4, **accumulate}
+    )
+    state, batch = parts.state(), parts.batch(0)
+    given = (state.params, state.buffers, batch, jax.random.key(0))
+    compiled = jax.jit(parts.grad_fn).lower(*given).compile()
+    return Compiled(
+        gradient=host(compiled(*given)),
+        cost=cost_of(compiled.as_text()),
+        temporaries=compiled.memory_analysis().temp_size_in_bytes,
+    )
+
+
+def assert_same_gradient(found: Compiled, expected: Compiled) -> None:
+    for one, other in zip(
+        jax.tree.leaves(found.gradient), jax.tree.leaves(expected.gradient), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=0, atol=REASSOCIATION * np.abs(other).max())
+
+
+def test_gradients_are_added_up_once_where_asked() -> None:
+    """Of four microbatches, each would be summed over all devices: three times more bytes."""
+    each, once = gradient_on('{"data": 8}'), gradient_on('{"data": 8}', reduce="once")
+    assert_same_gradient(once, each)
+    gradient = sum(leaf.nbytes for leaf in jax.tree.leaves(each.gradient.grads))
+    assert each.cost.bytes - once.cost.bytes >= 3 * gradient
+    assert set(once.cost.collectives) == {"all-reduce"}
+
+
+def test_beside_a_tensor_axis_they_are_too() -> None:
+    mesh = '{"data": 4, "tensor": 2}'
+    each, once = gradient_on(mesh), gradient_on(mesh, reduce="once")
+    assert_same_gradient(once, each)
+    assert once.cost.bytes < each.cost.bytes
+    # 12 microbatches of rows on a device: no row has moved.
+    assert "all-to-all" not in once.cost.collectives
+
+
+def test_the_sum_of_gradients_can_lie_over_the_data_axis_too() -> None:
+    each, spread = gradient_on('{"data": 8}'), gradient_on('{"data": 8}', gradients="zero2")
+    assert_same_gradient(spread, each)
+    gradient = sum(leaf.nbytes for leaf in jax.tree.leaves(each.gradient.grads))
+    # All of it but an eighth, and the head norms, whose 4 elements no 8 devices divide.
+    assert each.temporaries - spread.temporaries >= 0.75 * gradient
+    # The CPU's compiler adds up and cuts; an accelerator's has reduce-scatter for both.
+    assert spread.cost == each.cost
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "mesh", "said"),
+    [
+        (
+            {"reduce": "once", "gradients": "zero2"},
+            {"data": 8},
+            'excludes gradients = "zero2"',
+        ),
+        ({"reduce": "once"}, {"data": 1, "fsdp": 8}, "no mesh axis spreads rows alone"),
+    ],
+)
+def test_what_cannot_be_reduced_once_is_refused(accumulate: Any, mesh: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        on(mesh, accumulate={"microbatches": 4, **accumulate})
+
+
+def test_buffers_cannot_be_reduced_once() -> None:
+    with pytest.raises(UserError, match="the model has buffers, such as batch statistics"):
+        build(
+            recipe(
+                data={"batch_size": 32},
+                shard={"mesh": {"data": 8}},
+                accumulate={"microbatches": 4, "reduce": "once"},
+            )
+        )

@@ -1,0 +1,129 @@
+"""The gradient of a global batch from its microbatches, one after the other: traced code."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from trainer_core.types import Batch, Buffers, GradFn, Gradient, LossFn, Model, Params
+
+Summed = Callable[..., tuple[Any, jax.Array, Any, Buffers]]
+
+
+def whole(loss: LossFn) -> GradFn:
+    """Return the gradient of a batch at once."""
+    gradient = _with_terms(loss)
+
+    def grad_fn(params: Params, buffers: Buffers, batch: Batch, key: jax.Array) -> Gradient:
+        first = jax.random.fold_in(key, 0)
+        (loss, (terms, buffers)), grads = gradient(params, buffers, batch, first, None)
+        return Gradient(grads, loss, terms, buffers)
+
+    return grad_fn
+
+
+def in_parts(
+    model: Model,
+    loss: LossFn,
+    count: int,
+    dtype: str,
+    spread: Callable[[Any], Any] = lambda grads: grads,
+    reduced: Callable[[Summed], Summed] = lambda summed: summed,
+) -> GradFn:
+    """Return the gradient of a batch as a sum over its parts.
+
+    Args:
+        model: whose loss it is.
+        loss: of a part, divided by the weights of the whole batch.
+        count: of parts; it divides the rows of a batch.
+        dtype: in which gradients are added up.
+        spread: pins the sum of gradients to where it lies.
+        reduced: wraps the loop over the parts, as `reduced_once` does.
+    """
+    summed = reduced(functools.partial(_summed, _with_terms(loss), dtype, spread))
+
+    def split(array: jax.Array) -> jax.Array:
+        # [batch] -> [count, batch / count], every device keeping its own rows. A plain reshape
+        # to [count, batch / count] would move rows between devices at every microbatch.
+        return jnp.swapaxes(array.reshape(array.shape[0] // count, count, *array.shape[1:]), 0, 1)
+
+    def grad_fn(params: Params, buffers: Buffers, batch: Batch, key: jax.Array) -> Gradient:
+        parts = jax.tree.map(split, batch)
+        keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(count))
+
+        def weigh(carry: None, each: Any) -> tuple[None, Any]:
+            # Only the weights are kept, and they depend on the batch alone: XLA drops the rest.
+            terms, _ = model.terms(params, buffers, each[0], each[1], True)
+            return None, {name: term.weight for name, term in terms.items()}
+
+        _, weights = jax.lax.scan(weigh, None, (parts, keys))
+        weights = jax.tree.map(lambda each: jnp.sum(each, axis=0), weights)
+        grads, total, terms, buffers = summed(params, buffers, parts, keys, weights)
+        return Gradient(grads, total, terms, buffers)
+
+    return grad_fn
+
+
+def reduced_once(mesh: Mesh, axes: tuple[str, ...]) -> Callable[[Summed], Summed]:
+    """Return what makes devices that hold the same parameters add up their gradients once.
+
+    Left to XLA, they do so after every part. Here each of them works through all parts of its own
+    rows, under `shard_map` over these axes alone; the other axes stay XLA's.
+
+    Args:
+        mesh: of the run.
+        axes: over which rows are spread, and no parameter is.
+    """
+
+    def reduced(summed: Summed) -> Summed:
+        def local(params: Params, buffers: Buffers, parts: Any, keys: Any, weights: Any) -> Any:
+            # Rows of different devices shall not share their masks.
+            place = jax.lax.axis_index(axes)
+            keys = jax.vmap(lambda key: jax.random.fold_in(key, place))(keys)
+            grads, total, terms, buffers = summed(params, buffers, parts, keys, weights)
+            return *jax.lax.psum((grads, total, terms), axes), buffers
+
+        none, rows = PartitionSpec(), PartitionSpec(None, axes)
+        mapped: Summed = jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(none, none, rows, none, none),
+            out_specs=none,
+            axis_names=set(axes),
+            # With it, JAX would add up each gradient where it is made, as XLA does.
+            check_vma=False,
+        )
+        return mapped
+
+    return reduced
+
+
+def _with_terms(loss: LossFn) -> Any:
+    return jax.value_and_grad(loss, has_aux=True)
+
+
+def _summed(
+    gradient: Any,
+    dtype: str,
+    spread: Callable[[Any], Any],
+    params: Params,
+    buffers: Buffers,
+    parts: Any,
+    keys: jax.Array,
+    weights: Any,
+) -> tuple[Any, jax.Array, Any, Buffers]:
+    def add(carry: Any, each: Any) -> tuple[Any, Any]:
+        grads, total, buffers = carry
+        (part, (terms, buffers)), part_grads = gradient(params, buffers, *each, weights)
+        grads = jax.tree.map(lambda a, b: a + b.astype(a.dtype), grads, part_grads)
+        return (spread(grads), total + part, buffers), terms
+
+    zeros = spread(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype), params))
+    start = (zeros, jnp.zeros((), jnp.float32), buffers)
+    (grads, total, buffers), terms = jax.lax.scan(add, start, (parts, keys))
+    return grads, total, jax.tree.map(lambda each: jnp.sum(each, axis=0), terms), buffers
