@@ -101,12 +101,14 @@ class Program:
 
     def initial_state(self) -> TrainState:
         """Initialise under jit, straight into the shards: never whole on one device."""
-        seed = self.run.settings.seed
-        initialise = functools.partial(_initial_state, self.model, self.optimizer, self.step)
-        state: TrainState = jax.jit(initialise, out_shardings=self.shardings.state)(
-            jax.random.key(seed)
-        )
+        state: TrainState = self.initialise(jax.random.key(self.run.settings.seed))
         return state
+
+    @property
+    def initialise(self) -> Any:
+        """The jitted function from a key to the initial state."""
+        initialise = functools.partial(_initial_state, self.model, self.optimizer, self.step)
+        return jax.jit(initialise, out_shardings=self.shardings.state)
 
     def compile_step(self) -> StepFn:
         """Compile the step ahead of time, the state donated, every sharding given."""
