@@ -149,6 +149,38 @@ def test_sharded_by_head_and_by_neuron_it_is_so_too(quick_compiles: None) -> Non
     assert_bitwise_equal(found, on_one_device(3, True, name))
 
 
+# What a decoder does not have: by default neither its heads' inner axis nor its layers are spread,
+# and its projections are not fused. Blocks end where no device does.
+LAID_OUT: dict[str, Any] = {
+    "blocks": ((3, 8, 64), "layers:stack embed:in x:out", {"q": 40, "k": 12, "v": 12}, (2, 1)),
+    "the second of two axes": ((8, 2, 4), "embed:in heads:out head_dim:out", {}, (2, 0)),
+    "a stack in the middle": ((8, 4, 12), "embed:in layers:stack mlp:out", {}, (1, 2)),
+    "experts": ((4, 3, 8, 12), "experts:stack layers:stack embed:in mlp:out", {}, (0, 3)),
+    "one column": ((24, 1), "embed:in mlp:out", {}, (0, None)),
+}
+
+
+@pytest.mark.eight_devices
+@pytest.mark.parametrize("settings", [{}, {"normuon": True}])
+@pytest.mark.parametrize("name", LAID_OUT)
+def test_any_axis_may_be_spread(name: str, settings: Any, quick_compiles: None) -> None:
+    from trainer_muon import Description, describe, muon, placement_of
+
+    shape, axes, blocks, (fsdp, tensor) = LAID_OUT[name]
+    params = {"p": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
+    infos = describe(params, {"p": Description(axes, "matrix", blocks)})
+    mesh = make_mesh({"fsdp": 4, "tensor": 2}, jax.devices())
+    along = {fsdp: "fsdp", tensor: "tensor"}
+    spec = PartitionSpec(*map(along.get, range(len(shape))))
+    placed = jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, spec)), params)
+
+    def updated(optimizer: Any, tree: Any) -> Any:
+        return jax.jit(optimizer.update)(tree, optimizer.init(tree), tree)
+
+    found = updated(muon(RATE, infos, placement=placement_of(placed), **settings), placed)
+    assert_bitwise_equal(found, updated(muon(RATE, infos, **settings), params))
+
+
 # The shapes of the measurements in docs/muon.md: three groups would be four with grouped queries.
 MEASURED = DecoderConfig(
     layers=12, width=512, heads=8, kv_heads=8, head_dim=64, mlp=2048, vocab=8192, tied=False
