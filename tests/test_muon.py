@@ -206,6 +206,28 @@ def test_each_group_crosses_each_mesh_axis_once_each_way(
     assert "full rematerialization" not in capfd.readouterr().err
 
 
+# Of 1 layer there are four squares and three long matrices for eight devices, of 2 eight and six.
+@pytest.mark.eight_devices
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_group_that_does_not_fill_the_devices_crosses_as_often(
+    layers: int, quick_compiles: None
+) -> None:
+    import attrs
+
+    cost = Sharded(MESHES["fsdp"], attrs.evolve(MEASURED, layers=layers)).cost
+    assert cost.collectives == {"all-to-all": 2 * 2}
+    assert cost.bytes == 2 * 4 * (512 * 512 + 512 * 2048)  # one slot of each group a device
+
+
+@pytest.mark.eight_devices
+def test_copies_of_the_parameters_share_the_work(quick_compiles: None) -> None:
+    """Along a mesh axis on which nothing is spread: what is gathered is the updates, once."""
+    cost = Sharded(MESHES["data alone"], MEASURED).cost
+    assert cost.flops < 1.10 * ideal_flops(gram=True)
+    assert cost.collectives == {"all-gather": 2}
+    assert cost.bytes == MATRIX_BYTES + 4 * 4 * 512 * 2048
+
+
 @pytest.mark.eight_devices
 def test_devices_exchange_bfloat16_where_that_is_the_iterations_dtype(quick_compiles: None) -> None:
     """Asked of the program before XLA's CPU backend widens it to float32."""
