@@ -228,6 +228,13 @@ def test_copies_of_the_parameters_share_the_work(quick_compiles: None) -> None:
     assert cost.bytes == MATRIX_BYTES + 4 * 4 * 512 * 2048
 
 
+@pytest.mark.parametrize(("chunk", "copies"), [(1, 1), (36, 2)])
+def test_the_chunk_bounds_the_temporaries(chunk: int, copies: int, quick_compiles: None) -> None:
+    """Goal P6: one at a time no more than a copy of the matrices; all long ones at once, two."""
+    found = Sharded({}, MEASURED, chunk=chunk).update.memory_analysis().temp_size_in_bytes
+    assert MATRIX_BYTES * (copies - 1) < found < MATRIX_BYTES * copies
+
+
 @pytest.mark.eight_devices
 def test_devices_exchange_bfloat16_where_that_is_the_iterations_dtype(quick_compiles: None) -> None:
     """Asked of the program before XLA's CPU backend widens it to float32."""

@@ -262,6 +262,29 @@ def test_dtypes_stay_and_a_step_compiles_once(dtype: str, extra: Any) -> None:
     assert len(compiled) == 1
 
 
+def test_bfloat16_parameters_are_updated_as_float32_copies_of_them() -> None:
+    """What Muon and AdamW keep and return is float32; only the parameter itself is rounded."""
+    params, infos = shapes.stacked()
+    rounded = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), params)
+    optimizer = muon(RATE, infos)
+    update = jax.jit(lambda tree: optimizer.update(tree, optimizer.init(tree), tree))
+    found, expected = update(rounded), update(jax.tree.map(jnp.float32, rounded))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(found[0]))
+
+
+def test_a_bfloat16_iteration_is_that_of_float32_within_its_rounding() -> None:
+    params, infos = matrices((16, 40), (24, 24))
+    params = jax.tree.map(np.zeros_like, params)
+    found, expected = (
+        trained(muon(RATE, infos, iteration_dtype=dtype), params, 1)
+        for dtype in ("bfloat16", "float32")
+    )
+    for key in params:
+        difference = np.linalg.norm(found[key] - expected[key]) / np.linalg.norm(expected[key])
+        assert 1e-3 < difference < 0.1  # else it was not in bfloat16 at all
+
+
 def test_the_state_holds_no_hyperparameters() -> None:
     """What a config says at a resumed start holds: optax keeps the old coefficients instead."""
     params, infos = shapes.stacked()
