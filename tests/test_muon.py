@@ -150,6 +150,38 @@ def test_sharded_by_head_and_by_neuron_it_is_so_too(quick_compiles: None) -> Non
     assert_bitwise_equal(found, on_one_device(3, True, name))
 
 
+# What a decoder does not have: by default neither its heads' inner axis nor its layers are spread,
+# and its projections are not fused. Blocks end where no device does.
+LAID_OUT: dict[str, Any] = {
+    "blocks": ((3, 8, 64), "layers:stack embed:in x:out", {"q": 40, "k": 12, "v": 12}, (2, 1)),
+    "the second of two axes": ((8, 2, 4), "embed:in heads:out head_dim:out", {}, (2, 0)),
+    "a stack in the middle": ((8, 4, 12), "embed:in layers:stack mlp:out", {}, (1, 2)),
+    "experts": ((4, 3, 8, 12), "experts:stack layers:stack embed:in mlp:out", {}, (0, 3)),
+    "one column": ((24, 1), "embed:in mlp:out", {}, (0, None)),
+}
+
+
+@pytest.mark.eight_devices
+@pytest.mark.parametrize("settings", [{}, {"normuon": True}])
+@pytest.mark.parametrize("name", LAID_OUT)
+def test_any_axis_may_be_spread(name: str, settings: Any, quick_compiles: None) -> None:
+    from trainer_muon import Description, describe, muon, placement_of
+
+    shape, axes, blocks, (fsdp, tensor) = LAID_OUT[name]
+    params = {"p": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
+    infos = describe(params, {"p": Description(axes, "matrix", blocks)})
+    mesh = make_mesh({"fsdp": 4, "tensor": 2}, jax.devices())
+    along = {fsdp: "fsdp", tensor: "tensor"}
+    spec = PartitionSpec(*map(along.get, range(len(shape))))
+    placed = jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, spec)), params)
+
+    def updated(optimizer: Any, tree: Any) -> Any:
+        return jax.jit(optimizer.update)(tree, optimizer.init(tree), tree)
+
+    found = updated(muon(RATE, infos, placement=placement_of(placed), **settings), placed)
+    assert_bitwise_equal(found, updated(muon(RATE, infos, **settings), params))
+
+
 # The shapes of the measurements in docs/muon.md: three groups would be four with grouped queries.
 MEASURED = DecoderConfig(
     layers=12, width=512, heads=8, kv_heads=8, head_dim=64, mlp=2048, vocab=8192, tied=False
@@ -173,6 +205,35 @@ def test_each_group_crosses_each_mesh_axis_once_each_way(
     padded = MATRIX_BYTES + 4 * 4 * 512 * 2048
     assert cost.bytes == 2 * axes * padded // 8
     assert "full rematerialization" not in capfd.readouterr().err
+
+
+# Of 1 layer there are four squares and three long matrices for eight devices, of 2 eight and six.
+@pytest.mark.eight_devices
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_group_that_does_not_fill_the_devices_crosses_as_often(
+    layers: int, quick_compiles: None
+) -> None:
+    import attrs
+
+    cost = Sharded(MESHES["fsdp"], attrs.evolve(MEASURED, layers=layers)).cost
+    assert cost.collectives == {"all-to-all": 2 * 2}
+    assert cost.bytes == 2 * 4 * (512 * 512 + 512 * 2048)  # one slot of each group a device
+
+
+@pytest.mark.eight_devices
+def test_copies_of_the_parameters_share_the_work(quick_compiles: None) -> None:
+    """Along a mesh axis on which nothing is spread: what is gathered is the updates, once."""
+    cost = Sharded(MESHES["data alone"], MEASURED).cost
+    assert cost.flops < 1.10 * ideal_flops(gram=True)
+    assert cost.collectives == {"all-gather": 2}
+    assert cost.bytes == MATRIX_BYTES + 4 * 4 * 512 * 2048
+
+
+@pytest.mark.parametrize(("chunk", "copies"), [(1, 1), (36, 2)])
+def test_the_chunk_bounds_the_temporaries(chunk: int, copies: int, quick_compiles: None) -> None:
+    """Goal P6: one at a time no more than a copy of the matrices; all long ones at once, two."""
+    found = Sharded({}, MEASURED, chunk=chunk).update.memory_analysis().temp_size_in_bytes
+    assert MATRIX_BYTES * (copies - 1) < found < MATRIX_BYTES * copies
 
 
 @pytest.mark.eight_devices

@@ -10,6 +10,34 @@ import attrs
 import numpy as np
 
 STANDARD = [(3.4445, -4.7750, 2.0315)] * 5
+# Each preset's steps and safety factor, typed again from where it was published, so that a wrong
+# digit of the plugin's own is seen.
+PRESETS: dict[str, tuple[Sequence[Any], float]] = {
+    "standard": (STANDARD, 1.0),
+    # The preset "dion" of optax.contrib.muon, and Microsoft's dion.
+    "quintic": (
+        [
+            (4.0848, -6.8946, 2.9270),
+            (3.9505, -6.3029, 2.6377),
+            (3.7418, -5.5913, 2.3037),
+            (2.8769, -3.1427, 1.2046),
+            (2.8366, -3.0525, 1.2012),
+        ],
+        1.0,
+    ),
+    # nanochat and modded-nanogpt, which divide X by 1 + 2e-2 besides.
+    "polar_express": (
+        [
+            (8.156554524902461, -22.48329292557795, 15.878769915207462),
+            (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+            (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+            (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+            (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+        ],
+        1.02,
+    ),
+    "deepseek_v4": ([(3.4445, -4.7750, 2.0315)] * 8 + [(2.0, -1.5, 0.5)] * 2, 1.0),
+}
 
 
 def newton_schulz(

@@ -258,6 +258,16 @@ def test_nothing_and_empty_arrays_are_updated_too() -> None:
     assert update(empty, infos)["p"].shape == (0, 4, 8)
 
 
+@pytest.mark.parametrize("settings", [{}, {"normuon": True}])
+def test_several_at_once_are_those_one_by_one(settings: Any) -> None:
+    """Also where the last chunk is not full: 17 by 6 adds one of zeros."""
+    x = shapes.random((17, 8, 20), 9)
+    found = one(x, "layers:stack embed:in mlp:out", chunk=6, **settings)
+    expected = one(x, "layers:stack embed:in mlp:out", chunk=1, **settings)
+    # Products of a batch may be added up in another order: float32's rounding.
+    np.testing.assert_allclose(found, expected, atol=2e-6, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("share", "most", "chunk"),
     [(6, 1, 1), (7, 3, 1), (12, 8, 6), (13, 4, 2), (64, 20, 18), (5, 9, 5)],
