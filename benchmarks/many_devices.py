@@ -96,9 +96,8 @@ class ByHand:
         return jnp.sum(losses * batch["weights"]) / jnp.sum(batch["weights"])
 
     def block(self, x: jax.Array, layer: Any) -> jax.Array:
-        weights = {
-            name: each["kernel"] for name, each in layer["attention"].items() if "kernel" in each
-        }
+        attention = layer["attention"]
+        weights = {name: each["kernel"] for name, each in attention.items() if "kernel" in each}
         y = norm(x, layer["attention_norm"]["scale"])
         query, key, value = (
             jnp.einsum("ble,ehd->blhd", y, weights[name]) for name in ("query", "key", "value")

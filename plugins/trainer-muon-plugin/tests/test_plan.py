@@ -195,7 +195,7 @@ def test_two_rules_for_a_path_and_none_are_errors(rules: Any, message: str) -> N
 @pytest.mark.parametrize(
     ("blocks", "message"),
     [
-        ({"q": 8, "k": 3}, "its block k of 3 is no multiple of 2"),
+        ({"q": 8, "k": 3}, "its block k of 3 is no positive multiple of 2"),
         ({"q": 8, "k": 4}, "its blocks add up to 12, its outputs are 16"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, TypeAlias
 
 import attrs
@@ -65,16 +66,19 @@ def coefficients(given: str | Sequence[Any], steps: int | None = None) -> Coeffi
     Raises:
         ValueError: an unknown preset, no triples, or a number of steps that does not fit.
     """
+    if steps is not None and steps < 1:
+        raise ValueError(f"{steps} steps are none; give 1 or more")
+    repeated = _DEFAULT_STEPS if steps is None else steps
     if isinstance(given, str):
         if given == "standard":
-            return Coefficients((_STANDARD,) * (steps or _DEFAULT_STEPS))
+            return Coefficients((_STANDARD,) * repeated)
         if given not in _FIXED:
             raise ValueError(f"there is no preset {given!r}; there is: {', '.join(PRESETS)}")
         fixed = _FIXED[given]
         _check_count(given, fixed, steps)
         return Coefficients(fixed, safety=1.02 if given == "polar_express" else 1.0)
-    if len(given) == 3 and all(isinstance(each, (int, float)) for each in given):
-        return Coefficients((_triple(given),) * (steps or _DEFAULT_STEPS))
+    if len(given) == 3 and all(isinstance(each, Real) for each in given):
+        return Coefficients((_triple(given),) * repeated)
     own = tuple(_triple(each) for each in given)
     if not own:
         raise ValueError("give a triple (a, b, c), or one for each step")

@@ -50,7 +50,7 @@ def describe(params: Any, rules: Mapping[str, Description]) -> Any:
     used: set[str] = set()
 
     def info(where: Any, leaf: Any) -> ParamInfo | None:
-        path = _path(where)
+        path = path_of(where)
         fitting = [pattern for pattern in rules if fnmatch.fnmatchcase(path, pattern)]
         used.update(fitting)
         if len(fitting) != 1:
@@ -85,10 +85,10 @@ def placement_of(params: Any) -> tuple[Mesh, Placement]:
         sharding = getattr(leaf, "sharding", None)
         if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh):
             raise ValueError(
-                f"{_path(where)} lies on no mesh of devices: its sharding is {sharding}; put "
+                f"{path_of(where)} lies on no mesh of devices: its sharding is {sharding}; put "
                 f"all arrays there by jax.device_put(params, NamedSharding(mesh, ...))"
             )
-        meshes.setdefault(sharding.mesh, _path(where))
+        meshes.setdefault(sharding.mesh, path_of(where))
         return mesh_axes_of(sharding.spec, len(leaf.shape))
 
     placement = jax.tree_util.tree_map_with_path(axes, params)
@@ -98,7 +98,8 @@ def placement_of(params: Any) -> tuple[Mesh, Placement]:
     return next(iter(meshes)), placement
 
 
-def _path(where: Any) -> str:
+def path_of(where: Any) -> str:
+    """Return a path of jax's as text: keys, indices and attributes joined by `/`."""
     path: str = jax.tree_util.keystr(where, simple=True, separator="/")
     return path
 

@@ -26,7 +26,9 @@ def orthogonalize(
     Args:
         x: [..., m, n], of any float dtype.
         by: the coefficients.
-        dtype: of the products' operands; they are added up in float32.
+        dtype: of the products' operands, which are added up in float32. On an accelerator JAX
+            rounds float32 operands too, except those of the Gram iteration, unless
+            `jax_default_matmul_precision` says otherwise.
         gram: iterate on X Xᵀ where n / m or m / n > 1.5, from where it takes fewer flops:
             `X_k = Q_k X_0`, `Q_k = P_k … P_1` (Gram Newton-Schulz, Dao AI Lab, 2026). Needs
             float32: its rounding errors are amplified where those of X_k are not.
@@ -38,6 +40,8 @@ def orthogonalize(
         ValueError: a Gram iteration in another dtype than float32.
     """
     rows, columns = x.shape[-2:]
+    if x.size == 0:
+        return x.astype(dtype)
     if rows > columns:
         return jnp.matrix_transpose(
             orthogonalize(jnp.matrix_transpose(x), by, dtype=dtype, gram=gram)

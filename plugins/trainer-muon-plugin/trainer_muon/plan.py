@@ -216,8 +216,8 @@ def _blocks(info: ParamInfo) -> Sequence[tuple[str, Cut | None]]:
     within = math.prod(info.shape[axis] for axis in outs[1:])
     blocks, start = [], 0
     for name, size in info.blocks:
-        if size % within:
-            raise ValueError(f"its block {name} of {size} is no multiple of {within}")
+        if size < 1 or size % within:
+            raise ValueError(f"its block {name} of {size} is no positive multiple of {within}")
         blocks.append((name, (outs[0], start, start + size // within)))
         start += size // within
     if start != info.shape[outs[0]]:

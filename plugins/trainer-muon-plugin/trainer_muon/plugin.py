@@ -54,7 +54,7 @@ class Muon:
         choices=("float32", "bfloat16"),
     )
     gram: bool | None = setting(
-        None, "iterate on X Xᵀ, a third cheaper for long matrices; in float32, by default on a CPU"
+        None, "iterate on X Xᵀ, cheaper for long matrices; in float32, by default on a CPU"
     )
     chunk: int | None = setting(
         None,

@@ -24,6 +24,8 @@ def scale_of(view: View, settings: Muon) -> float:
       root mean square (Bernstein and Newhouse, arXiv:2409.20325, 2024).
     """
     size_in, size_out = view.size_in, view.size_out
+    if not size_in or not size_out:
+        return 1.0
     if settings.scale == "moonlight":
         return (settings.rms or _RMS) * math.sqrt(max(size_in, size_out))
     if settings.scale == "keller_jordan":

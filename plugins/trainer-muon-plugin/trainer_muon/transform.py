@@ -13,6 +13,7 @@ import optax
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from trainer_muon.coefficients import Coefficients, coefficients
+from trainer_muon.infos import path_of
 from trainer_muon.layout import Layout, chunk_of, layout_of, platform_of, worked_on
 from trainer_muon.newton_schulz import orthogonalize
 from trainer_muon.plan import Group, Part, Placement, Planned, make_plan
@@ -61,7 +62,8 @@ def build_muon(
     """
     plan: list[Planned] = jax.tree.leaves(make_plan(infos, settings, placement, mesh))
     matrices = [each for each in plan if each.rule == "muon"]
-    decayed = [each.info.kind in settings.adamw_decayed for each in plan if each.rule == "adamw"]
+    rest = [each for each in plan if each.rule == "adamw"]
+    decayed = [each.info.kind in settings.adamw_decayed for each in rest]
     return optax.partition(
         {
             "muon": optax.chain(
@@ -76,11 +78,11 @@ def build_muon(
                     b2=settings.adamw_beta2,
                     eps=settings.adamw_epsilon,
                     weight_decay=settings.adamw_weight_decay,
-                    mask=functools.partial(_in_tree, decayed),
+                    mask=functools.partial(_in_tree, rest, decayed),
                 )
             ),
         },
-        functools.partial(_in_tree, [each.rule for each in plan]),
+        functools.partial(_in_tree, plan, [each.rule for each in plan]),
     )
 
 
@@ -292,16 +294,24 @@ def _in_auto_axes(function: Any, matrices: list[Planned], mesh: Mesh | None, nor
     return jax.sharding.auto_axes(function, out_sharding=(lies, kept))
 
 
-def _in_tree(values: list[Any], tree: Any) -> Any:
-    """Values, one for each array, in a tree of arrays: `nnx.Optimizer` passes another at each call,
-    with and without its Variables."""
-    leaves, structure = jax.tree.flatten(tree)
-    if len(leaves) != len(values):
+def _in_tree(plan: list[Planned], values: list[Any], tree: Any) -> Any:
+    """Values, one for each planned array, in a tree of these arrays: `nnx.Optimizer` passes another
+    at each call, with and without its Variables."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if len(leaves) != len(plan):
         raise ValueError(
-            f"muon was told of {len(values)} arrays, and is given {len(leaves)}; describe the very "
+            f"muon was told of {len(plan)} arrays, and is given {len(leaves)}; describe the very "
             f"tree that it updates"
         )
-    return jax.tree.unflatten(structure, values)
+    for planned, (where, leaf) in zip(plan, leaves, strict=True):
+        told = (planned.info.path.removesuffix("/value"), planned.info.shape)
+        given = (path_of(where).removesuffix("/value"), tuple(leaf.shape))
+        if told != given:
+            raise ValueError(
+                f"muon was told of {told[0]} {list(told[1])}, and is given {given[0]} "
+                f"{list(given[1])} in its place; describe the very tree that it updates"
+            )
+    return jax.tree.unflatten(jax.tree.structure(tree), values)
 
 
 def _times(rate: Rate, by: float) -> Rate:
