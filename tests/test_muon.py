@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 from pathlib import Path
@@ -13,15 +12,12 @@ import numpy as np
 import programs
 import pytest
 from decoders import FRAMEWORKS, trained
-from hlo import Cost, cost_of
 from jax.sharding import NamedSharding, PartitionSpec
+from muon_on_mesh import MESHES, RATE, Sharded
 from programs import assert_bitwise_equal
 
 from trainer_core import UserError, fit
-from trainer_core.axes import AxisRules
 from trainer_core.decoder import DecoderConfig
-from trainer_core.decoder_parameters import decoder_parameters
-from trainer_core.defaults.shard import DEFAULT_RULES
 from trainer_core.mesh import make_mesh
 
 pytest.importorskip("trainer_muon")
@@ -29,125 +25,6 @@ pytest.importorskip("trainer_nnx")
 pytest.importorskip("trainer_linen")
 
 MUON = {"use": "muon"}
-MESHES = {
-    "fsdp": {"fsdp": 8},
-    "fsdp and tensor": {"fsdp": 4, "tensor": 2},
-    "all three": {"data": 2, "fsdp": 2, "tensor": 2},
-    "data alone": {"data": 8},
-}
-SIZES = {"vocab": 16, "width": 16, "heads": 4, "kv_heads": 2, "head_dim": 4, "mlp": 48}
-RATE = 0.01
-
-
-class Sharded:
-    """Muon on a mesh, for the parameters of a decoder; only shapes until it is called."""
-
-    def __init__(self, mesh: dict[str, int], config: DecoderConfig, **settings: Any) -> None:
-        from trainer_muon import placement_of
-        from trainer_muon.plugin import Muon
-        from trainer_muon.transform import build_muon
-
-        sizes = {"data": 1, "fsdp": 1, "tensor": 1} | mesh
-        self.mesh = make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
-        rules = AxisRules(self.mesh, DEFAULT_RULES)
-        self.infos = decoder_parameters(config)
-        self.lies = jax.tree.map(rules.param_sharding, self.infos)
-        self.params = jax.tree.map(
-            lambda info, where: jax.ShapeDtypeStruct(info.shape, info.dtype, sharding=where),
-            self.infos,
-            self.lies,
-        )
-        placement = placement_of(self.params)[1]
-        self.optimizer = build_muon(RATE, self.infos, Muon(**settings), placement, self.mesh)
-        self.state = self._state()
-
-    def _state(self) -> Any:
-        """The optimizer's state lies as the parameters do."""
-        known = {
-            tuple(map(str, path)): where
-            for path, where in jax.tree_util.tree_leaves_with_path(self.lies)
-        }
-        whole = NamedSharding(self.mesh, PartitionSpec())
-
-        def place(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
-            names = tuple(map(str, path))
-            ends = (known.get(names[start:]) for start in range(len(names)))
-            where = next(filter(None, ends), whole) if leaf.ndim else whole
-            # What is kept for each neuron is small, and whole on each device.
-            where = whole if "neurons" in "".join(names) else where
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-
-        made = jax.eval_shape(self.optimizer.init, self.params)
-        return jax.tree_util.tree_map_with_path(place, made)
-
-    @functools.cached_property
-    def update(self) -> Any:
-        shardings = (self.lies, jax.tree.map(lambda leaf: leaf.sharding, self.state))
-        jitted = jax.jit(self.optimizer.update, out_shardings=shardings)
-        return jitted.lower(self.params, self.state, self.params).compile()
-
-    @property
-    def cost(self) -> Cost:
-        return cost_of(self.update.as_text())
-
-    def two_updates(self) -> Any:
-        """Return updates and state after two steps with gradients of a fixed seed."""
-        state = jax.tree.map(
-            lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), self.state
-        )
-        for step in range(2):
-            grads, params = (self._random([step, each]) for each in range(2))
-            updates, state = self.update(grads, state, params)
-        return updates, state
-
-    def _random(self, seed: Any) -> Any:
-        random = np.random.default_rng(seed)
-        return jax.tree.map(
-            lambda leaf: jax.device_put(
-                random.standard_normal(leaf.shape).astype(leaf.dtype), leaf.sharding
-            ),
-            self.params,
-        )
-
-
-SETTINGS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "per head, NorMuon": {"per_head": ["heads", "kv_heads"], "normuon": True},
-}
-
-
-@functools.cache
-def on(mesh: str, layers: int, scan: bool, settings: str = "plain") -> Sharded:
-    sizes = {} if mesh == "one device" else MESHES[mesh]
-    config = DecoderConfig(**SIZES, layers=layers, scan=scan, qk_norm=False)
-    return Sharded(sizes, config, **SETTINGS[settings])
-
-
-@functools.cache
-def on_one_device(layers: int, scan: bool, settings: str) -> Any:
-    return jax.device_get(on("one device", layers, scan, settings).two_updates())
-
-
-# Of 2 layers there are fewer matrices of each shape than devices, of 4 as many (query and out),
-# of 3 six and nine.
-@pytest.mark.eight_devices
-@pytest.mark.parametrize(("layers", "scan"), [(2, True), (3, False), (4, True)])
-@pytest.mark.parametrize("mesh", MESHES)
-def test_sharded_it_is_bitwise_what_it_is_on_one_device(
-    mesh: str, layers: int, scan: bool, quick_compiles: None
-) -> None:
-    optimizer = on(mesh, layers, scan)
-    found = optimizer.two_updates()
-    assert_bitwise_equal(found, on_one_device(layers, scan, "plain"))
-    for leaf, where in zip(jax.tree.leaves(found[0]), jax.tree.leaves(optimizer.lies), strict=True):
-        assert leaf.sharding.is_equivalent_to(where, leaf.ndim)
-
-
-@pytest.mark.eight_devices
-def test_sharded_by_head_and_by_neuron_it_is_so_too(quick_compiles: None) -> None:
-    name = "per head, NorMuon"
-    found = on("fsdp and tensor", 3, True, name).two_updates()
-    assert_bitwise_equal(found, on_one_device(3, True, name))
 
 
 # What a decoder does not have: by default neither its heads' inner axis nor its layers are spread,

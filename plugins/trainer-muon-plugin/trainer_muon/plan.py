@@ -33,15 +33,13 @@ class Part:
         block: its name; empty where the parameter has none.
         cut: where the block lies; None for the whole array.
         view: how the array, or the block, is a stack of matrices.
-        scale: by which an orthogonal update is multiplied.
         group: what it must have in common with others to be orthogonalised with them: shape,
-            and the mesh axes of stack, rows and columns.
+            scale, and the mesh axes of stack, rows and columns.
     """
 
     block: str
     cut: Cut | None
     view: View
-    scale: float
     group: Group
 
 
@@ -51,12 +49,14 @@ class Group:
 
     Attributes:
         matrix: (rows, columns).
+        scale: by which an orthogonal update is multiplied.
         over: the mesh axes of the stack's parts, of the rows and of the columns.
         outs_are_rows: of the views; None where it makes no difference.
         parts: of the stack.
     """
 
     matrix: tuple[int, int]
+    scale: float
     over: tuple[MeshAxes, MeshAxes, MeshAxes]
     outs_are_rows: bool | None
     parts: int
@@ -243,7 +243,7 @@ def _part(
         spread = (*spread[:axis], (), *spread[axis + 1 :])
     pieces = [math.prod(mesh.shape[each] for each in axes) if axes else 1 for axes in spread]
     view = view_of(info, tuple(shape), settings.per_head, pieces)
-    return Part(name, cut, view, scale_of(view, settings), _group(view, spread, settings))
+    return Part(name, cut, view, _group(view, spread, settings))
 
 
 def _group(view: View, spread: tuple[MeshAxes, ...], settings: Muon) -> Group:
@@ -258,6 +258,7 @@ def _group(view: View, spread: tuple[MeshAxes, ...], settings: Muon) -> Group:
     rows, columns = (view.outs, view.ins) if view.outs_are_rows else (view.ins, view.outs)
     return Group(
         matrix=view.matrix,
+        scale=scale_of(view, settings),
         over=(mesh_axes(view.stack), of_side(rows), of_side(columns)),
         outs_are_rows=view.outs_are_rows if settings.normuon else None,
         parts=math.prod(view.parts),
@@ -274,7 +275,7 @@ def described(plan: Sequence[Planned], settings: Muon) -> dict[str, dict[str, An
             row["count"] = _each(planned, lambda part: part.view.total)
             row["matrix"] = _each(planned, lambda part: _times(part.view.matrix))
             row["group"] = _each(planned, lambda part: groups.index(part.group) + 1)
-            row["scale"] = _each(planned, lambda part: part.scale)
+            row["scale"] = _each(planned, lambda part: part.group.scale)
             row["decay"] = settings.weight_decay
         else:
             decays = planned.info.kind in settings.adamw_decayed

@@ -212,10 +212,10 @@ def _orthogonalized(
             )
             for source in sources
         )
-        done = worked_on(_layout(group, parts, settings, mesh), folded, work)
+        scaled = functools.partial(work, scale=group.scale)
+        done = worked_on(_layout(group, parts, settings, mesh), folded, scaled)
         for part, member, pieces in zip(parts, members, _split(parts, done), strict=True):
-            update = pieces[0].astype(jnp.float32) * part.scale
-            made[member] = [part.view.unfold(update)]
+            made[member] = [part.view.unfold(pieces[0].astype(jnp.float32))]
             if settings.normuon:
                 made[member].append(part.view.unfold(pieces[1], part.view.neurons))
     joined = [_joined(planned, leaf, made) for leaf, planned in enumerate(matrices)]
@@ -253,16 +253,23 @@ def _joined(
 
 
 def _orthogonal_update(
-    arrays: tuple[jax.Array, ...], settings: Muon, by: Coefficients, gram: bool
+    arrays: tuple[jax.Array, ...], settings: Muon, by: Coefficients, gram: bool, scale: float
 ) -> tuple[jax.Array, ...]:
     dtype = jnp.dtype(settings.iteration_dtype)
     update = orthogonalize(arrays[0], by, dtype=dtype, gram=gram)
     if len(arrays) == 1:
-        return (update,)
+        return (_scaled(update, scale),)
     neurons = arrays[1]
     # Of shape [..., rows, 1] or [..., 1, columns]: the other side is `in`.
     axis = -1 if neurons.shape[-1] == 1 else -2
-    return _normed_by_neuron(update, neurons, axis, settings.neurons_beta)
+    update, neurons = _normed_by_neuron(update, neurons, axis, settings.neurons_beta)
+    return _scaled(update, scale), neurons
+
+
+def _scaled(update: jax.Array, scale: float) -> jax.Array:
+    """Within the work of a device: where the decay is added, XLA might multiply and add in one
+    rounding on one mesh and in two on another."""
+    return (update.astype(jnp.float32) * scale).astype(update.dtype)
 
 
 def _normed_by_neuron(
