@@ -35,8 +35,7 @@ STEPS = 300
 def loss_of(folder: Path, optimizer: str, rate: float, seed: int, steps: int = STEPS) -> float:
     """Return the held-out loss at the end of a run, which is made if it is not there."""
     name = f"{optimizer}-{rate:g}-{seed}" + (f"-{steps}" if steps != STEPS else "")
-    lines = folder / name / "metrics.jsonl"
-    if not lines.exists() or "eval_loss" not in lines.read_text():
+    if steps not in evaluations(folder / name):
         settings = {
             "optimizer.use": optimizer,
             "schedule.learning_rate": rate,
@@ -53,7 +52,9 @@ def loss_of(folder: Path, optimizer: str, rate: float, seed: int, steps: int = S
 
 
 def evaluations(run: Path) -> dict[int, float]:
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    """Return the held-out losses of a run, by step; none where it was not begun."""
+    lines = run / "metrics.jsonl"
+    found = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
     return {line["step"]: line["eval_loss"] for line in found if "eval_loss" in line}
 
 
