@@ -12,7 +12,8 @@ from trainer_core.axes import AxisRules, make_mesh
 from trainer_core.config import Config
 from trainer_core.defaults.evaluate import HeldOutLoss
 from trainer_core.defaults.shard import DEFAULT_RULES
-from trainer_core.distributed import initialize
+from trainer_core.distributed import check_devices, connect, tell
+from trainer_core.group import Group
 from trainer_core.hooks import Hooks, register
 from trainer_core.run import Run, StopRequest
 
@@ -26,7 +27,16 @@ def open_run(config: Config, stopping: StopRequest | None = None) -> tuple[Run, 
         UserError: a mesh that does not fit the devices; plugins that do not fit the hooks.
     """
     _use_compile_cache()
-    initialize(config.distributed)
+    group = connect(config)
+    try:
+        return _assembled(config, group, StopRequest() if stopping is None else stopping)
+    except BaseException as error:
+        tell(error)
+        raise
+
+
+def _assembled(config: Config, group: Group | None, stopping: StopRequest) -> tuple[Run, Hooks]:
+    check_devices(jax.devices())
     shard = config.chosen["shard"].plugin
     mesh = make_mesh(getattr(shard, "mesh", {"data": -1}), jax.devices())
     all_whole = dict.fromkeys(DEFAULT_RULES, "") | {"batch": tuple(mesh.shape)}
@@ -38,7 +48,8 @@ def open_run(config: Config, stopping: StopRequest | None = None) -> tuple[Run, 
         axes=AxisRules(mesh, getattr(shard, "rules", all_whole)),
         process=jax.process_index(),
         processes=jax.process_count(),
-        stopping=StopRequest() if stopping is None else stopping,
+        group=group,
+        stopping=stopping,
     )
     return run, register(config, {"evaluate": HeldOutLoss()})
 

@@ -128,6 +128,28 @@ class AxisRules:
         """Return over how many devices a batch is spread."""
         return math.prod(self.mesh.shape[axis] for axis in self._mesh_axes("batch"))
 
+    def batch_rows(self, size: int, process: int) -> range:
+        """Return the rows of a batch that lie on a process's devices.
+
+        Where these are not one equal part of the batch, it is all of its rows. Processes whose
+        devices hold the same rows, as those along a tensor axis, have the same answer.
+
+        Args:
+            size: rows of the global batch.
+            process: the index of the process.
+        """
+        held: dict[int, set[int]] = {}
+        for device, (rows,) in self.batch_sharding().devices_indices_map((size,)).items():
+            held.setdefault(device.process_index, set()).update(range(size)[rows])
+        rows = held[process]
+        part = range(min(rows), max(rows) + 1)
+        is_part = len(part) == len(rows) and part.start % len(part) == 0
+        return (
+            part
+            if is_part and all(len(each) == len(part) for each in held.values())
+            else range(size)
+        )
+
     def constrain(self, x: jax.Array, names: Sequence[str | None]) -> jax.Array:
         """Pin an activation to the mesh; without it, XLA may choose to gather the batch.
 

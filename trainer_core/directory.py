@@ -62,7 +62,9 @@ def write_directory(config: Config, program: Program) -> None:
         return
     try:
         run.directory.mkdir(parents=True, exist_ok=True)
-        _replace(run.directory / "config.toml", tomli_w.dumps(dict(config.table)))
+        # Not where the processes were: a later command would wait for them.
+        table = {name: values for name, values in config.table.items() if name != "distributed"}
+        _replace(run.directory / "config.toml", tomli_w.dumps(table))
         _replace(run.directory / "versions.json", json.dumps(versions(config), indent=2) + "\n")
         optimizer = json.dumps(program.optimizer_record, indent=2)
         _replace(run.directory / OPTIMIZER, optimizer + "\n")

@@ -89,10 +89,18 @@ class Program:
         if self.run.processes == 1:
             placed: Batch = jax.device_put(batch, sharding)
             return placed
-        return {
-            name: jax.make_array_from_process_local_data(sharding, rows)
-            for name, rows in batch.items()
-        }
+        first, size = self.run.rows.start, self.run.batch_size
+
+        def whole(rows: np.ndarray) -> jax.Array:
+            shape = (size, *rows.shape[1:])
+            parts = []
+            for device, index in sharding.addressable_devices_indices_map(shape).items():
+                begin, end, _ = index[0].indices(size)
+                own = rows[(slice(begin - first, end - first), *index[1:])]
+                parts.append(jax.device_put(own, device))
+            return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+        return {name: whole(rows) for name, rows in batch.items()}
 
     def initial_state(self) -> TrainState:
         """Initialise under jit, straight into the shards: never whole on one device."""
@@ -211,7 +219,7 @@ def _check_batch_size(run: Run) -> None:
 def _batch_shapes(run: Run, rows: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
     shapes = {}
     for name, array in rows.items():
-        if array.shape[:1] != (run.batch_size // run.processes,):
+        if array.shape[:1] != (len(run.rows),):
             hint = (
                 ""
                 if "batch_size" in run.config["data"]
@@ -219,8 +227,8 @@ def _batch_shapes(run: Run, rows: dict[str, np.ndarray]) -> dict[str, jax.ShapeD
             )
             raise UserError(
                 f"[data]: batch()[{name!r}] has shape {array.shape}; expected "
-                f"{run.batch_size // run.processes} rows first: [data] batch_size = "
-                f"{run.batch_size} over {run.processes} processes{hint}",
+                f"{len(run.rows)} rows first: this process's part, run.rows, of [data] batch_size = "
+                f"{run.batch_size}{hint}",
                 "data.use",
             )
         shapes[name] = jax.ShapeDtypeStruct((run.batch_size, *array.shape[1:]), array.dtype)
