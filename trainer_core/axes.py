@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import attrs
 import jax
@@ -138,17 +139,17 @@ class AxisRules:
             size: rows of the global batch.
             process: the index of the process.
         """
-        held: dict[int, set[int]] = {}
-        for device, (rows,) in self.batch_sharding().devices_indices_map((size,)).items():
-            held.setdefault(device.process_index, set()).update(range(size)[rows])
-        rows = held[process]
-        part = range(min(rows), max(rows) + 1)
-        is_part = len(part) == len(rows) and part.start % len(part) == 0
-        return (
-            part
-            if is_part and all(len(each) == len(part) for each in held.values())
-            else range(size)
+        held: dict[int, set[tuple[int, int]]] = {}
+        parts: Mapping[Any, Any] = self.batch_sharding().devices_indices_map((size,))
+        for device, (part,) in parts.items():
+            begin, end, _ = part.indices(size)
+            held.setdefault(device.process_index, set()).add((begin, end))
+        spans = {each: _span(parts) for each, parts in held.items()}
+        own = spans[process]
+        is_part = (
+            None not in spans.values() and len({len(span or ()) for span in spans.values()}) == 1
         )
+        return own if own and is_part and own.start % len(own) == 0 else range(size)
 
     def constrain(self, x: jax.Array, names: Sequence[str | None]) -> jax.Array:
         """Pin an activation to the mesh; without it, XLA may choose to gather the batch.
@@ -179,3 +180,9 @@ class AxisRules:
         if isinstance(rule, str):
             return (rule,) if rule else ()
         return tuple(rule)
+
+
+def _span(parts: set[tuple[int, int]]) -> range | None:
+    """The rows of some parts, where they lie side by side."""
+    begin, end = min(each[0] for each in parts), max(each[1] for each in parts)
+    return range(begin, end) if sum(b - a for a, b in parts) == end - begin else None

@@ -15,12 +15,12 @@ from typing import Any
 
 import attrs
 
-from trainer_core.errors import RunError, TrainerError, UserError
+from trainer_core.errors import RunError, TrainerError
 
 MEETING = 2.0  # seconds that one who has failed waits for the others to hear of it
 GRACE = 5.0  # seconds that one who has heard of a failure has to end by itself
 LOOK = 1.0  # seconds between two looks for a failure
-_FAILED = "trainer/failed/"
+_FAILED, _LEFT = "trainer/failed/", "trainer/left/"
 
 
 @attrs.define(eq=False)
@@ -46,7 +46,8 @@ class Group:
         watch = threading.Thread(target=self._watch, name="failures", daemon=True)
         watch.start()
         # Before JAX takes the client away, which it does by an earlier atexit.
-        atexit.register(lambda: (self._ends.set(), watch.join()))
+        atexit.register(watch.join)
+        atexit.register(self._ends.set)
 
     def gather(self, value: Any) -> dict[int, Any]:
         """Return what each process gave, by its index; None counts as nothing.
@@ -89,23 +90,34 @@ class Group:
             absent = _absent(silent)
         others = self._failures()
         error.is_told = others.get(0) == text  # type: ignore[attr-defined]
-        for process in [each for each in others if others[each] != text]:
-            error.add_note(f"process {process} failed: {others[process]}")
+        notes = [
+            f"process {each} failed: {others[each]}" for each in others if others[each] != text
+        ]
         if absent and not others:
-            error.add_note(f"no answer from process {absent}: it was killed, or hangs")
+            notes = [f"no answer from process {absent}: it was killed, or hangs"]
+        if isinstance(error, TrainerError):
+            error.args = ("\n  ".join([text, *notes]),)
+        else:
+            error.__notes__ = [*getattr(error, "__notes__", ()), *notes]
 
     def leave(self) -> None:
-        """Wait for the others to come to their end too, for a few seconds.
+        """Say that this process is about to end hard; process 0 first waits for the others.
 
-        Process 0 has what connects them: when it is gone, JAX aborts those that are not.
+        It has what connects them: when it is gone, JAX aborts those that are still at it.
         """
         self._ends.set()
         try:
-            self.client.wait_at_barrier("trainer/leave", int(GRACE * 1000))
+            if self.process:
+                self.client.key_value_set(f"{_LEFT}{self.process}", "")
+                return
+            deadline = time.monotonic() + LOOK + GRACE + MEETING
+            while time.monotonic() < deadline:
+                if len(self.client.key_value_dir_get(_LEFT)) == self.processes - 1:
+                    break
+                time.sleep(0.1)
+            time.sleep(0.1)  # to end takes them a moment
         except Exception:
             return
-        if self.process == 0:
-            time.sleep(0.2)
 
     def _meet(self, entry: Any, seconds: float) -> dict[int, Any]:
         self._round += 1
@@ -151,6 +163,7 @@ class Group:
 
             for process, text in failures.items():
                 say_error(f"process {process} failed: {text}")
+            self.leave()
             os._exit(1)
 
 

@@ -69,8 +69,9 @@ def train(config: Config, accept_changes: bool = False) -> Result:
             run, hooks = opened(config, stopping)
         except Interrupted:
             return _nothing_done(config.directory, stopping)
-        # Once there are others, none leaves them alone: a stop waits for the first step.
-        signals.deferring = run.processes > 1
+        if run.processes > 1:
+            signals.install()
+            signals.deferring = True  # none leaves the others alone: it stops after a step
         error: BaseException | None = None
         try:
             return _train(config, run, hooks, signals)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -93,11 +93,11 @@ class Program:
 
         def whole(rows: np.ndarray) -> jax.Array:
             shape = (size, *rows.shape[1:])
+            places: Mapping[Any, Any] = sharding.addressable_devices_indices_map(shape)
             parts = []
-            for device, index in sharding.addressable_devices_indices_map(shape).items():
-                begin, end, _ = index[0].indices(size)
-                own = rows[(slice(begin - first, end - first), *index[1:])]
-                parts.append(jax.device_put(own, device))
+            for device, (part, *_) in places.items():
+                begin, end, _ = part.indices(size)
+                parts.append(jax.device_put(rows[begin - first : end - first], device))
             return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
         return {name: whole(rows) for name, rows in batch.items()}
@@ -227,8 +227,8 @@ def _batch_shapes(run: Run, rows: dict[str, np.ndarray]) -> dict[str, jax.ShapeD
             )
             raise UserError(
                 f"[data]: batch()[{name!r}] has shape {array.shape}; expected "
-                f"{len(run.rows)} rows first: this process's part, run.rows, of [data] batch_size = "
-                f"{run.batch_size}{hint}",
+                f"{len(run.rows)} rows first: run.rows, this process's part of [data] batch_size "
+                f"= {run.batch_size}{hint}",
                 "data.use",
             )
         shapes[name] = jax.ShapeDtypeStruct((run.batch_size, *array.shape[1:]), array.dtype)

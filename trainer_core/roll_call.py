@@ -20,7 +20,6 @@ from trainer_core.errors import UserError, listed
 _RETRY = 0.2  # seconds between two attempts to reach process 0
 _READ = 5.0  # seconds that one who has connected may take to say who it is
 _ANSWER = 10.0  # seconds by which process 0 may have begun to wait later than the others
-_KEYS = ("distributed.coordinator", "distributed.processes", "distributed.process")
 Card = dict[str, Any]
 
 
@@ -102,7 +101,7 @@ def _call(place: Place, own: Card) -> None:
             # Who closes first keeps the port busy for a while, and JAX needs it at once.
             _received(connection, 1.0)
     if problem:
-        raise UserError(problem, *_KEYS)
+        raise UserError(problem)
 
 
 def _answer(place: Place, own: Card) -> None:
@@ -119,12 +118,12 @@ def _answer(place: Place, own: Card) -> None:
             reason = str(error.strerror or error).lower()
         if reply is None:
             if time.monotonic() > deadline:
-                raise UserError(_unreachable(place, reason), *_KEYS)
+                raise UserError(_unreachable(place, reason), "distributed.coordinator")
             time.sleep(_RETRY)
     if reply["problem"]:
-        error = UserError(reply["problem"], *_KEYS)
-        error.is_told = True  # type: ignore[attr-defined]
-        raise error
+        told = UserError(reply["problem"])
+        told.is_told = True
+        raise told
 
 
 def _server(place: Place) -> socket.socket:
@@ -139,7 +138,7 @@ def _server(place: Place) -> socket.socket:
             f"process 0 cannot listen on port {place.port} of this machine "
             f"({str(error.strerror or error).lower()}): another run may use it; give another "
             f"port in [distributed] coordinator = {place.coordinator!r}",
-            *_KEYS,
+            "distributed.coordinator",
         ) from error
 
 
@@ -177,7 +176,8 @@ def _wrong(card: Card, cards: list[Card]) -> str:
             )
     for title, values in first["same"].items():
         given = card["same"].get(title, {})
-        for key in sorted({*values, *given}):
+        # What was chosen before its settings.
+        for key in sorted({*values, *given}, key=lambda key: (not key.endswith(".use"), key)):
             if values.get(key) != given.get(key):
                 return (
                     f"{name} has another {title} than process 0 ({first['host']}): {key} is "

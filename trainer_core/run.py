@@ -79,7 +79,9 @@ class DistributedSettings:
     )
 
     def __attrs_post_init__(self) -> None:
-        if None not in (self.process, self.processes) and self.process >= self.processes:  # type: ignore[operator]
+        if self.process is None or self.processes is None:
+            return
+        if self.process >= self.processes:
             raise SettingError(
                 "process", f"of {self.processes} processes, the last is {self.processes - 1}"
             )

@@ -323,9 +323,7 @@ def test_wrong_settings_are_refused() -> None:
     with pytest.raises(ValueError, match='rules: "p" = "sgd": expected "muon" or "adamw"'):
         muon(0.1, {}, rules={"p": "sgd"})
     for wrong in (None, {"p": np.zeros((4, 8))}):
-        with pytest.raises(
-            TypeError, match=r"expected a ParamInfo for each .* trainer_muon.descri"
-        ):
+        with pytest.raises(TypeError, match=r"expected a ParamInfo for each .* trainer_muon.descri"):
             muon(0.1, wrong)
 
 

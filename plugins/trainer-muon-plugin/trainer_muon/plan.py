@@ -170,7 +170,9 @@ def _planned(info: ParamInfo, settings: Muon, spread: tuple[MeshAxes, ...], mesh
     try:
         parts = tuple(_part(info, block, settings, spread, mesh) for block in _blocks(info))
     except ValueError as error:
-        raise ValueError(f"{error}; give each axis its role, or {_excepted(info)}") from None
+        raise ValueError(
+            f"{error}; give each axis its role, or {_excepted(info)}"
+        ) from None
     return Planned(info, rule, why, parts, spread)
 
 
@@ -198,7 +200,9 @@ def _rule(info: ParamInfo, settings: Muon) -> tuple[Rule, str]:
         return "adamw", info.kind
     if sum(axis.role != "stack" for axis in info.axes) < 2:
         return "adamw", "a vector"
-    raise ValueError(f"its kind is 'other'; say in the model what it is, or {_excepted(info)}")
+    raise ValueError(
+        f"its kind is 'other'; say in the model what it is, or {_excepted(info)}"
+    )
 
 
 def _excepted(info: ParamInfo) -> str:
