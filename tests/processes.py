@@ -37,7 +37,7 @@ def together(
     folder: Path,
     devices: int = 1,
     each: Mapping[int, Sequence[str]] | None = None,
-    **variables: str,
+    variables: Mapping[int, Mapping[str, str]] | None = None,
 ) -> list[Ended]:
     """Run a command of `count` processes to its end.
 
@@ -47,10 +47,10 @@ def together(
         folder: where they run.
         devices: simulated, of each process.
         each: further arguments of single processes.
-        variables: of the environment.
+        variables: of the environment, of single processes.
     """
     with started(
-        count, *arguments, folder=folder, devices=devices, each=each, **variables
+        count, *arguments, folder=folder, devices=devices, each=each, variables=variables
     ) as running:
         return ended(running, folder)
 
@@ -62,11 +62,14 @@ def started(
     folder: Path,
     devices: int = 1,
     each: Mapping[int, Sequence[str]] | None = None,
-    **variables: str,
+    variables: Mapping[int, Mapping[str, str]] | None = None,
 ) -> Iterator[list[subprocess.Popen[str]]]:
     """As `together`, while they run."""
     place = [f"distributed.coordinator=localhost:{free_port()}", f"distributed.processes={count}"]
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    shared = {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # they run for less time than they compile
+    }
     processes = []
     try:
         for index in range(count):
@@ -78,7 +81,7 @@ def started(
                     subprocess.Popen(
                         [TRAINER, *arguments, *own],
                         cwd=folder,
-                        env=environment(XLA_FLAGS=flags, **variables),
+                        env=environment(**{**shared, **(variables or {}).get(index, {})}),
                         stdout=out,
                         stderr=err,
                         text=True,

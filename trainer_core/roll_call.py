@@ -181,8 +181,8 @@ def _wrong(card: Card, cards: list[Card]) -> str:
             if values.get(key) != given.get(key):
                 return (
                     f"{name} has another {title} than process 0 ({first['host']}): {key} is "
-                    f"{_shown(given, key)}, not {_shown(values, key)}; all processes must be the "
-                    f"same"
+                    f"{_shown(given, key)} there, and {_shown(values, key)} on process 0; it must "
+                    f"be the same on all"
                 )
     return ""
 
