@@ -38,12 +38,15 @@ def connect(config: Config) -> Group | None:
             missing, or is not the same as process 0.
     """
     global _group
-    if jax.distributed.is_initialized():
+    if jax.distributed.is_initialized():  # by an earlier run, or by the code that calls this one
+        if _group is None and jax.process_count() > 1:
+            timeout = config.distributed.timeout
+            _group = Group(_client(), jax.process_index(), jax.process_count(), timeout)
         return _group
-    place, local_device_ids = _place(config.distributed)
-    if place is None:
+    own, local_device_ids = _place(config.distributed)
+    if own is None:
         return None
-    _check_address(place)
+    _check_address(own)
     from trainer_core.directory import versions
 
     made_of = versions(config)
@@ -51,18 +54,23 @@ def connect(config: Config) -> Group | None:
         "config": {key: value for key, value in flatten(config.table) if not key.startswith(_OWN)},
         "version": {**made_of["stack"], **made_of["plugins"], "python": made_of["python"]},
     }
-    roll_call(place, same)
+    roll_call(own, same)
     jax.distributed.initialize(
-        coordinator_address=place.coordinator,
-        num_processes=place.processes,
-        process_id=place.process,
+        coordinator_address=own.coordinator,
+        num_processes=own.processes,
+        process_id=own.process,
         local_device_ids=local_device_ids,
         cluster_detection_method="deactivate",
-        initialization_timeout=place.timeout,
+        initialization_timeout=own.timeout,
         heartbeat_timeout_seconds=HEARTBEAT,
     )
-    _group = Group(_client(), place.process, place.processes, place.timeout)
+    _group = Group(_client(), own.process, own.processes, own.timeout)
     return _group
+
+
+def place() -> int:
+    """Return this process's index; 0 where it is alone."""
+    return 0 if _group is None else _group.process
 
 
 def tell(error: BaseException) -> None:

@@ -96,7 +96,9 @@ def say_error(text: str) -> None:
 def _write_down(error: Exception, directory: Path | None) -> Path | None:
     if directory is None or not directory.is_dir():
         return None
-    path = directory / "error.log"
+    distributed = sys.modules.get("trainer_core.distributed")
+    process = distributed.place() if distributed is not None else 0
+    path = directory / (f"error-{process}.log" if process else "error.log")
     try:
         path.write_text("".join(traceback.format_exception(error)))
     except OSError:
