@@ -120,16 +120,18 @@ class Examples:
 
     @hookimpl
     def build_data(self, run: Any) -> Data:
-        return _Rows(self, run.settings.seed)
+        return _Rows(self, run.settings.seed, run.rows)
 
 
 class _Rows(Data):
-    def __init__(self, settings: Examples, seed: int) -> None:
+    def __init__(self, settings: Examples, seed: int, own: range) -> None:
         self.settings, self.seed = settings, seed
+        self.own = slice(own.start, own.stop)  # of each batch, those of this process
         self.held_out_batches = settings.held_out // settings.batch_size
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         rows = self._rows(step)
+        rows = {name: array[self.own] for name, array in rows.items()}
         if step in self.settings.nan_loss:
             rows["targets"][0, 0] = np.nan
             rows["weights"][0] = 1.0
@@ -141,7 +143,8 @@ class _Rows(Data):
         given = self.settings
         pool = rows(given.held_out, given.inputs, given.outputs, [self.seed, 1_000_000])
         begin = index * given.batch_size
-        return {name: array[begin : begin + given.batch_size] for name, array in pool.items()}
+        whole = {name: array[begin : begin + given.batch_size] for name, array in pool.items()}
+        return {name: array[self.own] for name, array in whole.items()}
 
     def _rows(self, index: int) -> dict[str, np.ndarray]:
         given = self.settings

@@ -57,6 +57,11 @@ OURS = (
 HARD = "model.dropout=0.1 model.compute_dtype=bfloat16 accumulate.microbatches=4"
 # The command, why it is not run here, and the file that runs it with the words that do so.
 NOT_RUN = {
+    "for i in 0 1; do trainer train distributed."
+    "{coordinator=localhost:1234,processes=2,process=$i} & done; wait": (
+        "trains in two processes for a minute",
+        ("tests/processes.py", "distributed.process={index}"),
+    ),
     "pip install uv && uv run trainer train": (
         "sets an environment up, and trains for a minute",
         (".ci/run", 'bin/trainer" train'),

@@ -11,6 +11,7 @@ import sysconfig
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,12 +45,15 @@ def build(
     path: str | Path | None, *, process: int = 0, processes: int = 1, seed: int = 0, **settings: Any
 ) -> TextData:
     values: dict[str, Any] = {"seed": seed}
+    size = settings.get("batch_size", 16)
+    part = size // processes
+    axes = SimpleNamespace(batch_rows=lambda size, process: range(size)[process * part :][:part])
     run = Run(
-        config={},
+        config={"data": {"batch_size": size}},
         settings=RunSettings(**values),
         directory=Path("unused"),
         mesh=None,  # type: ignore[arg-type]
-        axes=None,  # type: ignore[arg-type]
+        axes=axes,  # type: ignore[arg-type]
         process=process,
         processes=processes,
     )

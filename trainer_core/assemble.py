@@ -13,7 +13,8 @@ from trainer_core.axes import AxisRules
 from trainer_core.config import Config
 from trainer_core.defaults.evaluate import HeldOutLoss
 from trainer_core.defaults.shard import DEFAULT_RULES
-from trainer_core.distributed import initialize
+from trainer_core.distributed import check_devices, connect, tell
+from trainer_core.group import Group
 from trainer_core.hooks import Hooks, register
 from trainer_core.mesh import make_mesh
 from trainer_core.run import Run, StopRequest
@@ -38,11 +39,23 @@ def open_run(
         UserError: a mesh that does not fit the devices; plugins that do not fit the hooks.
     """
     _use_compile_cache()
-    if devices is None:
-        initialize(config.distributed)
+    stopping = StopRequest() if stopping is None else stopping
+    if devices is not None:
+        return _assembled(config, devices, None, stopping)
+    group = connect(config)
+    try:
+        check_devices(jax.devices())
+        return _assembled(config, jax.devices(), group, stopping)
+    except BaseException as error:
+        tell(error)
+        raise
+
+
+def _assembled(
+    config: Config, devices: Sequence[jax.Device], group: Group | None, stopping: StopRequest
+) -> tuple[Run, Hooks]:
     shard = config.chosen["shard"].plugin
-    available = jax.devices() if devices is None else devices
-    mesh = make_mesh(getattr(shard, "mesh", {"data": -1}), available, getattr(shard, "dcn", {}))
+    mesh = make_mesh(getattr(shard, "mesh", {"data": -1}), devices, getattr(shard, "dcn", {}))
     all_whole = dict.fromkeys(DEFAULT_RULES, "") | {"batch": tuple(mesh.shape)}
     optional = {
         name: getattr(shard, name) for name in ("overrides", "uneven") if hasattr(shard, name)
@@ -53,9 +66,10 @@ def open_run(
         directory=config.directory,
         mesh=mesh,
         axes=AxisRules(mesh, getattr(shard, "rules", all_whole), **optional),
-        process=jax.process_index() if devices is None else 0,
-        processes=jax.process_count() if devices is None else 1,
-        stopping=StopRequest() if stopping is None else stopping,
+        process=jax.process_index() if group else 0,
+        processes=jax.process_count() if group else 1,
+        group=group,
+        stopping=stopping,
     )
     return run, register(config, {"evaluate": HeldOutLoss()})
 

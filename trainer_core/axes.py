@@ -6,6 +6,7 @@ import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import attrs
 import jax
@@ -90,6 +91,28 @@ class AxisRules:
     def batch_parts(self) -> int:
         """Return over how many devices a batch is spread."""
         return math.prod(self.mesh.shape[axis] for axis in self._mesh_axes("batch"))
+
+    def batch_rows(self, size: int, process: int) -> range:
+        """Return the rows of a batch that lie on a process's devices.
+
+        Where these are not one equal part of the batch, it is all of its rows. Processes whose
+        devices hold the same rows, as those along a tensor axis, have the same answer.
+
+        Args:
+            size: rows of the global batch.
+            process: the index of the process.
+        """
+        held: dict[int, set[tuple[int, int]]] = {}
+        parts: Mapping[Any, Any] = self.batch_sharding().devices_indices_map((size,))
+        for device, (part,) in parts.items():
+            begin, end, _ = part.indices(size)
+            held.setdefault(device.process_index, set()).add((begin, end))
+        spans = {each: _span(parts) for each, parts in held.items()}
+        own = spans[process]
+        is_part = (
+            None not in spans.values() and len({len(span or ()) for span in spans.values()}) == 1
+        )
+        return own if own and is_part and own.start % len(own) == 0 else range(size)
 
     def constrain(self, x: jax.Array, names: Sequence[str | None]) -> jax.Array:
         """Pin an activation to the mesh; without it, XLA may choose to gather the batch.
@@ -194,3 +217,9 @@ def _several(rule: MeshAxes) -> tuple[str, ...]:
     if isinstance(rule, str):
         return (rule,) if rule else ()
     return tuple(rule)
+
+
+def _span(parts: set[tuple[int, int]]) -> range | None:
+    """The rows of some parts, where they lie side by side."""
+    begin, end = min(each[0] for each in parts), max(each[1] for each in parts)
+    return range(begin, end) if sum(b - a for a, b in parts) == end - begin else None

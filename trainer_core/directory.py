@@ -6,11 +6,13 @@ import json
 import os
 import platform
 import subprocess
+import time
 import tomllib
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import tomli_w
 
@@ -21,9 +23,11 @@ from trainer_core.settings import setting_fields, shown
 
 if TYPE_CHECKING:
     from trainer_core.program import Program
+    from trainer_core.run import Run
 
 OPTIMIZER = "optimizer.json"  # what the optimizer does with each parameter
 STACK = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pluggy")
+_SEEN_WITHIN = 10.0  # seconds: network file systems show a new file late
 _TRAINING = "start a new run with run.name=NAME, or go on with the new values by --accept-changes"
 # Hooks by which a plugin can only watch: adding or removing it changes nothing that is trained.
 _WATCHING = {"start", "report", "evaluate", "save", "phase", "close"}
@@ -52,22 +56,53 @@ def check_directory(config: Config, accept_changes: bool, remedy: str = _TRAININ
 
 
 def write_directory(config: Config, program: Program) -> None:
-    """Write config.toml, versions.json and optimizer.json.
+    """Write config.toml, versions.json and optimizer.json; on process 0 alone.
 
     Raises:
-        UserError: the file system says no, though permissions said yes.
+        UserError: the file system says no, though permissions said yes; or the directory is not
+            the same folder for all processes, which all write checkpoints there.
     """
     run = program.run
-    if not run.is_main:
-        return
+    if run.is_main:
+        _write(config, program)
+    if run.processes > 1 and config.chosen["checkpoint"].candidate.name != "none":
+        _check_shared(run)
+
+
+def _write(config: Config, program: Program) -> None:
+    run = program.run
     try:
         run.directory.mkdir(parents=True, exist_ok=True)
-        _replace(run.directory / "config.toml", tomli_w.dumps(dict(config.table)))
+        # Not where the processes were: a later command would wait for them.
+        table = {name: values for name, values in config.table.items() if name != "distributed"}
+        _replace(run.directory / "config.toml", tomli_w.dumps(table))
         _replace(run.directory / "versions.json", json.dumps(versions(config), indent=2) + "\n")
         optimizer = json.dumps(program.optimizer_record, indent=2)
         _replace(run.directory / OPTIMIZER, optimizer + "\n")
     except OSError as error:
         raise _unwritable(config, str(error)) from error
+
+
+def _check_shared(run: Run) -> None:
+    mark = run.directory / f".seen-by-all-{run.agree(uuid4().hex)}"
+    if run.is_main:
+        mark.touch()
+    run.agree(None)  # it is there
+    deadline = time.monotonic() + _SEEN_WITHIN
+    while not (seen := mark.exists()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    others = run.gather(None if seen else platform.node())
+    if run.is_main:
+        mark.unlink()
+    if others:
+        places = ", ".join(f"process {each} on {others[each]}" for each in others)
+        raise UserError(
+            f"the run directory {str(run.directory)!r} is another folder for {places} than for "
+            f"process 0; all of them write checkpoints there: give one that they share by "
+            f"run.directory=PATH",
+            "run.directory",
+            "run.name",
+        )
 
 
 def versions(config: Config) -> dict[str, Any]:

@@ -1,42 +1,186 @@
-"""Several processes: connect them, and let them agree without a device collective."""
+"""Several processes: where this one stands among them, and how they are connected."""
 
 from __future__ import annotations
 
-import itertools
-import json
-from typing import Any
+import os
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 
-from trainer_core.errors import UserError
+from trainer_core.errors import UserError, listed
+from trainer_core.group import Group
+from trainer_core.recipe import flatten
+from trainer_core.roll_call import Place, roll_call
 from trainer_core.run import DistributedSettings
 
-_calls = itertools.count()
+if TYPE_CHECKING:
+    from trainer_core.config import Config
+
+# Seconds without a sign of life after which JAX ends the other processes; 100 by default.
+HEARTBEAT = 30
+_NAMES = ("coordinator", "processes", "process")
+_KEYS = tuple(f"distributed.{name}" for name in _NAMES)
+# What may differ between the processes: their own places, and what is shown of the run.
+_OWN = ("distributed.", "plugins.progress.")
+
+_group: Group | None = None  # of this process, as JAX has one connection a process
 
 
-def initialize(settings: DistributedSettings) -> None:
-    """Connect this process to the others that `[distributed]` names; nothing where it is empty."""
-    given = (settings.coordinator, settings.processes, settings.process)
-    if all(value is None for value in given):
-        return
-    if any(value is None for value in given):
-        raise UserError("[distributed] needs coordinator, processes and process, all three")
+def connect(config: Config) -> Group | None:
+    """Connect this process to the others of its run; None where it is alone.
+
+    Their number and places are those of `[distributed]`, and for the rest what the cluster tells.
+
+    Raises:
+        UserError: settings that are missing, an address that cannot be reached, a process that is
+            missing, or is not the same as process 0.
+    """
+    global _group
+    if jax.distributed.is_initialized():  # by an earlier run, or by the code that calls this one
+        if _group is None and jax.process_count() > 1:
+            timeout = config.distributed.timeout
+            _group = Group(_client(), jax.process_index(), jax.process_count(), timeout)
+        return _group
+    own, local_device_ids = _place(config.distributed)
+    if own is None:
+        return None
+    _check_address(own)
+    from trainer_core.directory import versions
+
+    made_of = versions(config)
+    same = {
+        "config": {key: value for key, value in flatten(config.table) if not key.startswith(_OWN)},
+        "version": {**made_of["stack"], **made_of["plugins"], "python": made_of["python"]},
+    }
+    roll_call(own, same)
     jax.distributed.initialize(
-        coordinator_address=settings.coordinator,
-        num_processes=settings.processes,
-        process_id=settings.process,
-        initialization_timeout=settings.timeout,
+        coordinator_address=own.coordinator,
+        num_processes=own.processes,
+        process_id=own.process,
+        local_device_ids=local_device_ids,
+        cluster_detection_method="deactivate",
+        initialization_timeout=own.timeout,
+        heartbeat_timeout_seconds=HEARTBEAT,
     )
+    _group = Group(_client(), own.process, own.processes, own.timeout)
+    return _group
 
 
-def broadcast(value: Any, process: int) -> Any:
-    """Return process 0's value, through the coordination service's key-value store."""
-    from jax._src import distributed  # no public name for the client yet
+def place() -> int:
+    """Return this process's index; 0 where it is alone."""
+    return 0 if _group is None else _group.process
+
+
+def tell(error: BaseException) -> None:
+    """Let the other processes, if there are any, know that this one has failed."""
+    if _group is not None:
+        _group.tell(error)
+
+
+def leave() -> None:
+    """Before this process ends hard: let the others, if there are any, come to their end too."""
+    if _group is not None:
+        _group.leave()
+
+
+def check_devices(devices: Sequence[jax.Device]) -> None:
+    """Refuse processes with unequal numbers of devices.
+
+    Raises:
+        UserError: with the number of each.
+    """
+    counts = Counter(device.process_index for device in devices)
+    if len(set(counts.values())) > 1:
+        each = [f"process {process} has {counts[process]}" for process in sorted(counts)]
+        raise UserError(
+            f"every process needs the same number of devices, and they have different ones:"
+            f"{listed(each)}"
+        )
+
+
+def _place(settings: DistributedSettings) -> tuple[Place | None, Any]:
+    """This process's place, and the ids of the local devices that the cluster leaves to it."""
+    given = [settings.coordinator, settings.processes, settings.process]
+    cluster = _cluster()
+    if cluster is None and given == [None, None, None]:
+        return None, None
+    coordinator, processes, process, ids = (
+        settings.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"),
+        settings.processes,
+        settings.process,
+        None,
+    )
+    if cluster is not None:
+        try:
+            coordinator, processes, process, ids = cluster.auto_detect_unset_distributed_params(
+                coordinator, processes, process, None, None, settings.timeout
+            )
+        except Exception as error:
+            raise UserError(
+                f"{cluster.__name__} does not tell where the processes of this run are: {error}; "
+                f"give [distributed] coordinator, processes and process",
+                *_KEYS,
+            ) from error
+    values = (coordinator, processes, process)
+    missing = [key for key, value in zip(_NAMES, values, strict=True) if value is None]
+    if coordinator is None or processes is None or process is None:
+        raise UserError(
+            f"[distributed] needs {' and '.join(missing)} as well: there is no cluster (SLURM, "
+            f"Kubernetes, Open MPI, TPU pods) that would tell",
+            *_KEYS,
+        )
+    if process >= processes:
+        raise UserError(
+            f"[distributed] process = {process} is none of {processes} processes, 0 to "
+            f"{processes - 1}",
+            *_KEYS,
+        )
+    if processes == 1:
+        return None, None
+    place = Place(
+        coordinator=coordinator, processes=processes, process=process, timeout=settings.timeout
+    )
+    return place, ids
+
+
+def _cluster() -> Any:
+    """What JAX knows of the cluster that this process was started by; None where it knows none.
+
+    There is no public way to ask: `jax.distributed.initialize` raises on a machine of its own.
+    """
+    try:
+        from jax._src.clusters import ClusterEnv
+
+        known = [each for each in ClusterEnv._cluster_types if not each.opt_in_only_method]
+    except (ImportError, AttributeError):
+        return None
+    for each in known:
+        # JAX takes every pod for a part of a job; one that is has an index in it.
+        if each.__name__ == "K8sCluster" and "JOB_COMPLETION_INDEX" not in os.environ:
+            continue
+        if each.is_env_present():
+            return each
+    return None
+
+
+def _check_address(place: Place) -> None:
+    """An address of this machine is no address for processes on others."""
+    variables = os.environ
+    nodes = int(variables.get("SLURM_STEP_NUM_NODES") or variables.get("SLURM_NNODES") or 1)
+    here = int(variables.get("OMPI_COMM_WORLD_LOCAL_SIZE") or place.processes)
+    if place.is_loopback and (nodes > 1 or here < place.processes):
+        raise UserError(
+            f"[distributed] coordinator = {place.coordinator!r} is an address of each machine "
+            f"itself, and the processes are on several; give the name of process 0's machine",
+            *_KEYS,
+        )
+
+
+def _client() -> Any:
+    from jax._src import distributed  # no public name for the client yet; Orbax does the same
 
     client = distributed.global_state.client
     assert client is not None
-    key = f"trainer/agree/{next(_calls)}"
-    if process == 0:
-        client.key_value_set(key, json.dumps(value))
-        return value
-    return json.loads(client.blocking_key_value_get(key, 300_000))
+    return client

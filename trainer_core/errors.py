@@ -9,6 +9,7 @@ class TrainerError(Exception):
     """An error whose text is all that the person in front of the screen needs."""
 
     exit_code = 1
+    is_told = False  # whether process 0 of the run says the same, so that this one need not
 
 
 class UserError(TrainerError, ValueError):

@@ -28,7 +28,7 @@ def check_batch_size(run: Run) -> None:
 def batch_shapes(run: Run, rows: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
     shapes = {}
     for name, array in rows.items():
-        if array.shape[:1] != (run.batch_size // run.processes,):
+        if array.shape[:1] != (len(run.rows),):
             hint = (
                 ""
                 if "batch_size" in run.config["data"]
@@ -36,8 +36,8 @@ def batch_shapes(run: Run, rows: dict[str, np.ndarray]) -> dict[str, jax.ShapeDt
             )
             raise UserError(
                 f"[data]: batch()[{name!r}] has shape {array.shape}; expected "
-                f"{run.batch_size // run.processes} rows first: [data] batch_size = "
-                f"{run.batch_size} over {run.processes} processes{hint}",
+                f"{len(run.rows)} rows first: run.rows, this process's part of [data] batch_size "
+                f"= {run.batch_size}{hint}",
                 "data.use",
             )
         shapes[name] = jax.ShapeDtypeStruct((run.batch_size, *array.shape[1:]), array.dtype)

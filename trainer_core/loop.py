@@ -15,6 +15,7 @@ from trainer_core.hooks import Hooks
 from trainer_core.opening import built, opened
 from trainer_core.run import Run, StopRequest
 from trainer_core.signals import Interrupted, SignalHandlers, interruptible
+from trainer_core.stopping import Stopping
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -68,6 +69,9 @@ def train(config: Config, accept_changes: bool = False) -> Result:
             run, hooks = opened(config, stopping)
         except Interrupted:
             return _nothing_done(config.directory, stopping)
+        if run.processes > 1:
+            signals.install()
+            signals.deferring = True  # none leaves the others alone: it stops after a step
         error: BaseException | None = None
         try:
             return _train(config, run, hooks, signals)
@@ -75,6 +79,7 @@ def train(config: Config, accept_changes: bool = False) -> Result:
             return _nothing_done(config.directory, stopping)
         except BaseException as failure:
             error = failure
+            run.tell(failure)
             raise
         finally:
             signals.deferring = True  # what closes, and a save that is under way, is not cut off
@@ -119,6 +124,7 @@ def _steps(run: Run, hooks: Hooks, program: Any, step_fn: Any, state: Any, first
     from trainer_core.meter import Meter, python_numbers
 
     meter = Meter(program, first)
+    stopping = Stopping(run, first)
     settings = run.settings
     waiting: tuple[int, Any] | None = None
     step = first
@@ -135,7 +141,7 @@ def _steps(run: Run, hooks: Hooks, program: Any, step_fn: Any, state: Any, first
             hooks.report(run=run, step=waiting[0], metrics=meter.read(*waiting))
         waiting = (step, numbers) if _due(step, settings.log_every) else None
 
-        stopped = run.agree(run.stopping.reason)
+        stopped = stopping.reason(step)
         finished = step == settings.steps
         evaluating = finished or _due(step, settings.eval_every)
         saving = finished or bool(stopped) or _due(step, run.save_every)
@@ -161,8 +167,9 @@ def _steps(run: Run, hooks: Hooks, program: Any, step_fn: Any, state: Any, first
                 hooks.phase(run=run, name="training")
         if stopped:
             break
-    reason = "" if step == settings.steps else run.stopping.reason
-    return _result(program, state, step, meter.last, first, reason)
+    return _result(
+        program, state, step, meter.last, first, "" if step == settings.steps else stopped
+    )
 
 
 def _due(step: int, every: int) -> bool:

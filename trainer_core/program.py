@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -94,10 +94,18 @@ class Program:
         if self.run.processes == 1:
             placed: Batch = jax.device_put(batch, sharding)
             return placed
-        return {
-            name: jax.make_array_from_process_local_data(sharding, rows)
-            for name, rows in batch.items()
-        }
+        first, size = self.run.rows.start, self.run.batch_size
+
+        def whole(rows: np.ndarray) -> jax.Array:
+            shape = (size, *rows.shape[1:])
+            places: Mapping[Any, Any] = sharding.addressable_devices_indices_map(shape)
+            parts = []
+            for device, (part, *_) in places.items():
+                begin, end, _ = part.indices(size)
+                parts.append(jax.device_put(rows[begin - first : end - first], device))
+            return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+        return {name: whole(rows) for name, rows in batch.items()}
 
     def initial_state(self) -> TrainState:
         """Initialise under jit, straight into the shards: never whole on one device."""

@@ -10,17 +10,25 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from attrs.validators import and_, ge, lt
 
+from trainer_core.errors import SettingError
 from trainer_core.plugin import plugin, setting
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from trainer_core.axes import AxisRules
+    from trainer_core.group import Group
 
 
 def _is_folder_name(run: Any, attribute: attrs.Attribute[str], value: str) -> None:
     if not value.strip() or value in (".", "..") or set(value) & set("/\\\0"):
         raise ValueError("must be a plain folder name; for a path, set run.directory")
+
+
+def _is_address(run: Any, attribute: attrs.Attribute[str], value: str) -> None:
+    host, colon, port = value.rpartition(":")
+    if not (host and colon and port.isdecimal() and 0 < int(port) < 2**16):
+        raise ValueError("must be HOST:PORT, such as node1:1234; any free port of process 0's host")
 
 
 @plugin
@@ -59,7 +67,9 @@ class RunSettings:
 class DistributedSettings:
     """The `[distributed]` table; empty where the cluster tells (TPU pods, SLURM, Kubernetes)."""
 
-    coordinator: str | None = setting(None, "HOST:PORT of process 0", may_change=True)
+    coordinator: str | None = setting(
+        None, "HOST:PORT of process 0", check=_is_address, may_change=True
+    )
     processes: int | None = setting(
         None, "how many processes there are", unit="processes", check=ge(1), may_change=True
     )
@@ -67,6 +77,14 @@ class DistributedSettings:
     timeout: int = setting(
         300, "wait this long for the others", unit="seconds", check=ge(1), may_change=True
     )
+
+    def __attrs_post_init__(self) -> None:
+        if self.process is None or self.processes is None:
+            return
+        if self.process >= self.processes:
+            raise SettingError(
+                "process", f"of {self.processes} processes, the last is {self.processes - 1}"
+            )
 
 
 class StopRequest:
@@ -96,6 +114,7 @@ class Run:
         mesh: the devices, by mesh axis.
         axes: from logical axis names to mesh axes, for parameters and activations.
         process: this process's index, and `processes` how many there are.
+        group: what connects them; None where there is only one.
         stopping: whether the run will stop at the next step boundary.
     """
 
@@ -106,6 +125,7 @@ class Run:
     axes: AxisRules
     process: int = 0
     processes: int = 1
+    group: Group | None = None
     stopping: StopRequest = attrs.field(factory=StopRequest)
 
     @property
@@ -123,6 +143,21 @@ class Run:
         """Sequences (or examples) in a global batch."""
         return int(self.config["data"].get("batch_size", 1))
 
+    @property
+    def rows(self) -> range:
+        """This process's rows of a global batch: those that its data source gives.
+
+        Processes whose devices hold the same rows give the same ones.
+        """
+        if self.processes == 1:
+            return range(self.batch_size)
+        return self.axes.batch_rows(self.batch_size, self.process)
+
+    def tell(self, error: BaseException) -> None:
+        """Let the other processes, if there are any, know that this one has failed."""
+        if self.group is not None:
+            self.group.tell(error)
+
     def stop(self, reason: str) -> None:
         """Ask the run to stop after the step that is under way; it saves, and exits 0."""
         self.stopping.set(reason)
@@ -130,10 +165,16 @@ class Run:
     def agree(self, value: Any) -> Any:
         """Return process 0's value on every process: the only way to decide something together.
 
-        Goes through the coordination service, never through a device. The value is JSON.
-        """
-        if self.processes == 1:
-            return value
-        from trainer_core.distributed import broadcast
+        Every process calls it, in the same order. It goes through the coordination service, never
+        through a device, and waits for the slowest process. The value is JSON.
 
-        return broadcast(value, self.process)
+        Raises:
+            RunError: another process has failed, or did not come in time.
+        """
+        return self.gather(value if self.is_main else None).get(0)
+
+    def gather(self, value: Any) -> dict[int, Any]:
+        """Return what each process gave, by its index, as `agree` does; None counts as nothing."""
+        if self.group is not None:
+            return self.group.gather(value)
+        return {} if value is None else {self.process: value}

@@ -36,10 +36,15 @@ class SignalHandlers:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> SignalHandlers:
+        self.install()
+        return self
+
+    def install(self) -> None:
+        """Handle the signals; again, where other code took one: JAX does when it connects."""
         if threading.current_thread() is threading.main_thread():
             for number in _NAMES:
-                self._previous[number] = signal.signal(number, self._receive)
-        return self
+                before = signal.signal(number, self._receive)
+                self._previous.setdefault(number, before)
 
     def __exit__(
         self,

@@ -23,6 +23,7 @@ def main() -> None:
         signal.signal(number, lambda *_: os._exit(code))
     flush()
     if _must_leave_at_once(code):
+        _leave_the_others()
         os._exit(code)
     sys.exit(code)
 
@@ -58,3 +59,9 @@ def _must_leave_at_once(code: int) -> bool:
         return code != 0 and jax is not None and jax.process_count() > 1
     except RuntimeError:  # no backend
         return False
+
+
+def _leave_the_others() -> None:
+    distributed = sys.modules.get("trainer_core.distributed")
+    if distributed is not None:
+        distributed.leave()

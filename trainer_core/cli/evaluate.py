@@ -49,6 +49,8 @@ def run(arguments: Namespace, context: Context) -> int:
             losses = build_held_out_loss(reading.program)
             metrics = interruptible(lambda: losses(reading.state, batches))
         seconds = time.monotonic() - began
+        if not reading.program.run.is_main:
+            return 0
         if arguments.json:
             say(json.dumps({"step": reading.step, "batches": batches, **json_metrics(metrics)}))
         else:

@@ -37,7 +37,8 @@ def refused(error: TrainerError, context: Context) -> int:
     """Say what was wrong; the text of a TrainerError is all that a person needs."""
     if context.wants_traceback:
         traceback.print_exception(error)
-    say_error(str(error))
+    if not _is_told(error):
+        say_error(str(error))
     return error.exit_code
 
 
@@ -51,12 +52,19 @@ def crashed(error: Exception, context: Context) -> int:
         lines.append(OUT_OF_MEMORY)
     if context.wants_traceback:
         traceback.print_exception(error)
+    elif _is_told(error):
+        return 1
     elif written := _write_down(error, context.directory):
         lines.append(f"the traceback is in {written}; --traceback shows it here")
     else:
         lines.append(f"at {_innermost(error)}; --traceback shows how it came there")
     say_error("\n  ".join(lines))
     return 1
+
+
+def _is_told(error: Exception) -> bool:
+    """Whether process 0 of the run says the same; see `Group.tell`."""
+    return bool(getattr(error, "is_told", False))
 
 
 def _innermost(error: Exception) -> str:
@@ -88,7 +96,9 @@ def say_error(text: str) -> None:
 def _write_down(error: Exception, directory: Path | None) -> Path | None:
     if directory is None or not directory.is_dir():
         return None
-    path = directory / "error.log"
+    distributed = sys.modules.get("trainer_core.distributed")
+    process = distributed.place() if distributed is not None else 0
+    path = directory / (f"error-{process}.log" if process else "error.log")
     try:
         path.write_text("".join(traceback.format_exception(error)))
     except OSError:

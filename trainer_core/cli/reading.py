@@ -56,6 +56,7 @@ def read_run(directory: Path, overrides: Sequence[str]) -> Iterator[Reading]:
             like = program.abstract_state
             state = interruptible(lambda: hooks.restore(run=run, like=like, data=program.data))
         except BaseException as error:
+            run.tell(error)
             hooks.close(run=run, error=error)
             raise
     try:

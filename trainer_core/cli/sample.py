@@ -80,6 +80,8 @@ def run(arguments: Namespace, context: Context) -> int:
             arguments.temperature,
             arguments.seed,
         )
+    if not program.run.is_main:
+        return 0
     if is_terminal():  # whatever a model writes must not act on it
         begun, added = printable(begun), printable(added)
     Page().line((begun, "bold"), added)

@@ -73,12 +73,13 @@ def _train(arguments: Namespace, style: str, context: Context) -> tuple[Config, 
     context.directory = config.directory
     progress = config.chosen.get("plugins.progress")
     shown = progress.plugin if progress and isinstance(progress.plugin, Progress) else None
-    if not style:
+    is_main = not config.distributed.process  # as far as is known before the processes meet
+    if not style and is_main:
         page = Page()
         for notice in config.notices:
             page.line(("note: ", "yellow"), notice)
     try:
-        if shown is not None:
+        if shown is not None and is_main:
             shown.display.phase("starting")
         return config, train(config, arguments.accept_changes)
     finally:
@@ -89,6 +90,8 @@ def _train(arguments: Namespace, style: str, context: Context) -> tuple[Config, 
 def _show(config: Config, result: Result, settings: list[str]) -> None:
     from trainer_core.cli import closing
 
+    if result.program is not None and not result.program.run.is_main:
+        return
     progress = config.table.get("plugins", {}).get("progress") or {}
     style = progress.get("style", "auto")
     if style == "json":
@@ -96,5 +99,5 @@ def _show(config: Config, result: Result, settings: list[str]) -> None:
     elif style != "quiet":
         if result.program is None:
             Page().line(_NOTHING)
-        elif result.program.run.is_main:
+        else:
             closing.show(config, result, settings)

@@ -59,6 +59,7 @@ class Text:
 
         if problem := path_problem(self.path):
             raise wrong(self.path, problem)
+        rows = run.rows
         return TextData(
             Windows(
                 path=self.path,
@@ -66,7 +67,7 @@ class Text:
                 batch_size=self.batch_size,
                 held_out=self.held_out,
                 seed=run.settings.seed,
-                process=run.process,
-                processes=run.processes,
+                process=rows.start // len(rows),
+                processes=self.batch_size // len(rows),
             )
         )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 import jax
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from trainer_core.run import Run
 
 logger = logging.getLogger("trainer_checkpoint")
+Read = TypeVar("Read")
 
 
 @attrs.frozen
@@ -76,6 +77,37 @@ def read_newest(run: Run, directory: Path, like: TrainState) -> Checkpoint | Non
 
 
 def _read(run: Run, step: int, path: Path, like: TrainState) -> Checkpoint:
+    # Every part is read by all processes, or given up by all: each is a collective.
+    meta, position = _together(run, lambda: _described(run, step, path, like))
+    arrays = _together(run, lambda: _arrays(path / STATE, tree.targets(tree.by_path(like))))
+    _verify(arrays, meta["leaves"])  # of the whole arrays, so that all find the same
+    return Checkpoint(step, tree.assembled(arrays, like), position)
+
+
+def _together(run: Run, read: Callable[[], Read]) -> Read:
+    """Return what this process reads.
+
+    Raises:
+        DamagedError: one of the processes cannot trust what it reads.
+    """
+    result: Read | None = None
+    problem: DamagedError | None = None
+    try:
+        result = read()
+    except DamagedError as error:
+        problem = error
+    others = run.gather(None if problem is None else str(problem))
+    if problem is not None:
+        raise problem
+    for process, text in others.items():
+        raise DamagedError(f"{text} (process {process})")
+    assert result is not None
+    return result
+
+
+def _described(
+    run: Run, step: int, path: Path, like: TrainState
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
     meta = unseal(path / META / META_FILE)
     if meta["format"] > FORMAT:
         raise UserError(
@@ -87,13 +119,9 @@ def _read(run: Run, step: int, path: Path, like: TrainState) -> Checkpoint:
         raise DamagedError(f"it holds step {meta['step']}")
     if not meta["finite"]:
         raise DamagedError("its parameters are not finite")
-    leaves: dict[str, Any] = meta["leaves"]
-    wanted = tree.by_path(like)
-    check_same(leaves, tree.described(wanted), str(path), meta["config"], run.config)
-    position = _position(path / DATA, run.process, run.processes)
-    arrays = _arrays(path / STATE, tree.targets(wanted))
-    _verify(arrays, leaves)
-    return Checkpoint(step, tree.assembled(arrays, like), position)
+    wanted = tree.described(tree.by_path(like))
+    check_same(meta["leaves"], wanted, str(path), meta["config"], run.config)
+    return meta, _position(path / DATA, run.process, run.processes)
 
 
 def _position(folder: Path, process: int, processes: int) -> dict[str, Any] | None:

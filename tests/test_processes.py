@@ -1,0 +1,242 @@
+"""Runs of several processes: equal to one process, and ended together."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import DECODER, PERCEPTRON
+from processes import Ended, ended, started, together
+
+from trainer_core import cli
+
+# In one process only, or in another way than `raise`, something happens.
+EVENT = """
+import os, signal
+from trainer_core import hookimpl, plugin, setting
+
+@plugin
+class Event:
+    process: int = setting(1)
+    at: int = setting(3)
+    what: str = setting("raise")
+
+    @hookimpl
+    def report(self, run, step):
+        if run.process == self.process and step == self.at:
+            if self.what == "raise":
+                raise RuntimeError("no fuel")
+            if self.what == "stop":
+                run.stop("enough")
+            if self.what.startswith("SIG"):
+                os.kill(os.getpid(), getattr(signal, self.what))
+
+    @hookimpl
+    def close(self, run):
+        open(f"closed-{run.process}", "w").close()
+"""
+# 93 windows of 32 bytes, 19 of them held out: no multiple of any batch here.
+TEXT = "".join(f"{number * number % 7919:04} " for number in range(600))
+TRAIN = ["train", "run.steps=6", "run.eval_every=3", "run.directory=run", "checkpoint.every=3"]
+SMALL = [
+    *TRAIN,
+    *DECODER,
+    "model.kv_heads=2",
+    "data.path=text.txt",
+    "data.held_out=0.2",
+    "run.eval_batches=9",
+]
+EXAMPLES = [*TRAIN, *PERCEPTRON, "model.dropout=0.1"]
+ENDLESS = [*EXAMPLES, "run.steps=100000", "run.eval_every=0"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return filled(tmp_path)
+
+
+def filled(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "text.txt").write_text(TEXT)
+    (folder / "event.py").write_text(EVENT)
+    return folder
+
+
+def alone(*arguments: str, folder: Path, devices: int) -> None:
+    assert_done(together(1, *arguments, folder=filled(folder), devices=devices))
+
+
+def assert_done(processes: list[Ended]) -> None:
+    assert [each.code for each in processes] == [0] * len(processes), processes
+    assert [each.err for each in processes] == [""] * len(processes)
+
+
+def numbers(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of a run, without those of the clock."""
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    clock = ("seconds", "tokens_per_second")
+    return [
+        {name: value for name, value in json.loads(line).items() if name not in clock}
+        for line in lines
+    ]
+
+
+def assert_same_run(found: Path, expected: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every number and the last state, to the bit."""
+    assert numbers(found) == numbers(expected)
+    assert cli.run(["checkpoint", "diff", str(found / "run"), str(expected / "run")]) == 0
+    assert "none differs by more than 0\n" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------ equal to one process
+
+
+def test_two_processes_train_as_one_with_two_devices_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two = filled(tmp_path / "two")
+    processes = together(2, *EXAMPLES, folder=two)
+    assert_done(processes)
+    # Gloo, which stands in for a network of accelerators, says on stdout that it is there.
+    assert re.sub(r"\[Gloo\].*\n", "", processes[1].out) == ""
+    alone(*EXAMPLES, folder=tmp_path / "one", devices=2)
+    assert_same_run(two, tmp_path / "one", capsys)
+    assert "eval_loss" in numbers(two)[-1]
+
+
+LAYOUTS = {
+    "2 x 2": (2, 2, ["shard.mesh={data=2, fsdp=1, tensor=2}", "accumulate.microbatches=2"]),
+    # Both processes hold all rows of a batch, or each holds every other one.
+    "tensor across": (2, 1, ["shard.mesh={data=1, tensor=2}", "model.use=linen"]),
+    "rows across": (2, 2, ["shard.mesh={tensor=2, data=2}", "optimizer.use=muon"]),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_trains_as_one_process_does(
+    layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count, devices, settings = LAYOUTS[layout]
+    several = filled(tmp_path / "several")
+    assert_done(together(count, *SMALL, *settings, folder=several, devices=devices))
+    alone(*SMALL, *settings, folder=tmp_path / "one", devices=count * devices)
+    assert_same_run(several, tmp_path / "one", capsys)
+
+
+@pytest.mark.long
+def test_four_processes_give_the_losses_of_one(tmp_path: Path) -> None:
+    settings = ["shard.mesh={data=2, fsdp=2}", "optimizer.use=sgd"]
+    four, one = filled(tmp_path / "four"), tmp_path / "one"
+    assert_done(together(4, *SMALL, *settings, folder=four))
+    alone(*SMALL, *settings, folder=one, devices=4)
+    # A network adds four numbers up in another order than one process: 3 roundings of a loss. A
+    # gradient's reach the next loss times learning_rate * |gradient|^2 < 0.06, six steps long, and
+    # even if the four cancel to a quarter of their size that is less than one more.
+    for found, expected in zip(numbers(four), numbers(one), strict=True):
+        assert found.keys() == expected.keys()
+        for name in ("loss", "eval_loss"):
+            if name in expected:
+                assert found[name] == pytest.approx(expected[name], rel=4 * 2.0**-24), name
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_checkpoint_of_two_processes_goes_on_in_any_number(
+    count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop = ["plugins.event={use='event:Event', what='stop', at=2}"]
+    rate = ["schedule.use=constant", "schedule.warmup=0"]  # whatever run.steps is
+    settings = [*SMALL, *stop, *rate, "shard.mesh={data=1, fsdp=2}"]
+    folder, whole = filled(tmp_path / "stopped"), filled(tmp_path / "whole")
+    assert_done(together(2, *settings, "run.steps=1000", folder=folder))
+    stopped = numbers(folder)[-1]["step"]
+    assert 2 <= stopped < 100
+    steps = f"run.steps={stopped + 3}"
+    assert_done(together(count, *settings, steps, folder=folder, devices=2 // count))
+    alone(*settings, "plugins.event.what=nothing", steps, folder=whole, devices=2)
+    assert_same_run(folder, whole, capsys)
+
+
+@pytest.mark.long
+def test_held_out_loss_is_that_of_one_process(tmp_path: Path) -> None:
+    folder = filled(tmp_path)
+    alone(*SMALL, folder=folder, devices=1)
+    losses = {}
+    for count in (1, 2, 4):
+        evaluate = ["evaluate", "run", "--json", "data.batch_size=4"]
+        processes = together(count, *evaluate, folder=folder)
+        assert [each.code for each in processes] == [0] * count, processes
+        out = re.sub(r"\[Gloo\].*\n", "", "".join(each.out for each in processes))
+        answer = json.loads(out)  # one object: one process prints it
+        assert answer["batches"] == 5
+        losses[count] = answer["eval_loss"]
+    # A batch is a sum of 4 x 32 positive losses; in any order it is within 128 roundings.
+    bound = 128 * 2.0**-24
+    assert losses[2] == pytest.approx(losses[1], rel=bound)
+    assert losses[4] == pytest.approx(losses[1], rel=bound)
+
+
+# ------------------------------------------------------------------ ended together
+
+
+def test_a_failure_of_one_process_ends_all_of_them(folder: Path) -> None:
+    processes = together(2, *ENDLESS, "plugins.event.use=event:Event", folder=folder)
+    assert [each.code for each in processes] == [1, 1], processes
+    assert "process 1 failed: RuntimeError: no fuel" in processes[0].err
+    assert processes[1].err.startswith("error: RuntimeError: no fuel\n")
+    assert (folder / "closed-0").exists()
+    assert (folder / "closed-1").exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("what", ["stop", "SIGTERM", "SIGINT"])
+def test_a_stop_of_one_process_stops_all_at_the_same_step(what: str, folder: Path) -> None:
+    event = f"plugins.event={{use='event:Event', what='{what}'}}"
+    assert_done(together(2, *ENDLESS, event, folder=folder))
+    last = numbers(folder)[-1]["step"]
+    assert 3 <= last < 90000
+    assert (folder / "run" / "checkpoints" / str(last)).is_dir()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_killed_process_ends_the_others(process: int, folder: Path) -> None:
+    event = f"plugins.event={{use='event:Event', what='SIGKILL', process={process}}}"
+    with started(2, *ENDLESS, event, folder=folder) as running:
+        running[process].wait()
+        killed = time.monotonic()
+        other = ended(running, folder)[1 - process]
+        assert time.monotonic() - killed < 45  # JAX itself notices within 30 seconds
+    assert running[process].returncode == -signal.SIGKILL
+    assert other.code != 0
+    assert other.err
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (["shard.mesh={data=3}"], "error: [shard] mesh = {data = 3, fsdp = 1, tensor = 1} needs 3"),
+        (["data.batch_size=5"], "error: [data] batch_size = 5 must be divisible by the 2 devices"),
+    ],
+)
+def test_a_mistake_of_all_is_said_once(settings: list[str], text: str, folder: Path) -> None:
+    processes = together(2, *ENDLESS, *settings, folder=folder)
+    assert [each.code for each in processes] == [2, 2], processes
+    assert processes[0].err.startswith(text)
+    assert processes[1].err == ""
+
+
+@pytest.mark.long
+def test_processes_with_unequal_devices_are_an_error(folder: Path) -> None:
+    flags = "--xla_force_host_platform_device_count"
+    processes = together(2, *ENDLESS, folder=folder, variables={1: {"XLA_FLAGS": f"{flags}=2"}})
+    assert [each.code for each in processes] == [2, 2], processes
+    assert "\n  process 0 has 1\n  process 1 has 2" in processes[0].err
+    assert processes[1].err == ""

@@ -1,0 +1,231 @@
+"""What is said where the processes of a run do not find each other, or are not the same."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from typing import Any
+
+import pytest
+from processes import free_port
+
+from trainer_core.config import load_config
+from trainer_core.distributed import connect
+from trainer_core.errors import UserError
+from trainer_core.roll_call import Place, roll_call
+
+SAME = {"config": {"run.steps": 3, "optimizer.use": "adamw"}, "version": {"jax": "1.0"}}
+
+
+def met(
+    indices: list[int], processes: int, same: dict[int, Any] | None = None, timeout: int = 1
+) -> dict[int, UserError | None]:
+    """Call some processes, each in a thread, and return what each was told, by its place here."""
+    port = free_port()
+    told: dict[int, UserError | None] = {}
+
+    def call(number: int, index: int) -> None:
+        place = Place(
+            coordinator=f"localhost:{port}", processes=processes, process=index, timeout=timeout
+        )
+        try:
+            roll_call(place, (same or {}).get(number, SAME))
+            told[number] = None
+        except UserError as error:
+            told[number] = error
+
+    threads = [threading.Thread(target=call, args=each) for each in enumerate(indices)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return told
+
+
+def test_processes_that_are_the_same_go_on() -> None:
+    assert met([2, 0, 1], 3, timeout=20) == {0: None, 1: None, 2: None}
+
+
+@pytest.mark.parametrize(
+    ("title", "values", "text"),
+    [
+        (
+            "config",
+            {"run.steps": 4},
+            "config than process 0 (HOST): run.steps is 4 there, and 3 on",
+        ),
+        (
+            "config",
+            {"optimizer.use": "sgd", "optimizer.beta1": 0.5},
+            'config than process 0 (HOST): optimizer.use is "sgd" there, and "adamw" on process 0',
+        ),
+        ("version", {"jax": "1.1"}, 'version than process 0 (HOST): jax is "1.1" there, and "1.0"'),
+        ("version", {"flax": "1"}, 'process 0 (HOST): flax is "1" there, and not set on process 0'),
+    ],
+)
+def test_the_first_difference_is_named(title: str, values: dict[str, Any], text: str) -> None:
+    other = {**SAME, title: {**SAME[title], **values}}
+    told = met([0, 1], 2, {1: other}, timeout=20)
+    text = text.replace("HOST", socket.gethostname())
+    assert told[0] is not None
+    assert text in str(told[0])
+    assert not told[0].is_told
+    # Every process ends with it, and process 0 says it.
+    assert str(told[1]) == str(told[0])
+    assert told[1] is not None
+    assert told[1].is_told
+
+
+def test_missing_processes_are_named_within_the_timeout() -> None:
+    began = time.monotonic()
+    told = met([0, 2], 4)
+    assert time.monotonic() - began < 5
+    text = str(told[0])
+    assert "2 of 4 processes did not come to localhost:" in text
+    assert "within 1 seconds ([distributed] timeout): process 1, 3; localhost can only be" in text
+    assert text.endswith(
+        f"\n  process 0 on {socket.gethostname()}\n  process 2 on {socket.gethostname()}"
+    )
+    assert str(told[1]) == text
+
+
+def test_a_coordinator_that_does_not_answer_is_named_within_the_timeout() -> None:
+    began = time.monotonic()
+    told = met([1], 2)
+    assert time.monotonic() - began < 5
+    assert "process 1 could not reach process 0 at localhost:" in str(told[0])
+    assert "within 1 seconds ([distributed] timeout): connection refused; localhost is" in str(
+        told[0]
+    )
+
+
+def test_two_processes_with_one_index_are_named() -> None:
+    told = met([0, 1, 1], 3, timeout=20)
+    host = socket.gethostname()
+    text = f"two processes have [distributed] process = 1, on {host} and {host}"
+    assert [str(each).startswith(text) for each in told.values()] == [True] * 3
+
+
+def test_a_stranger_on_the_port_is_no_process() -> None:
+    port = free_port()
+    answers: list[None] = []
+    places = [
+        Place(coordinator=f"localhost:{port}", processes=2, process=index, timeout=20)
+        for index in range(2)
+    ]
+    threads = [
+        threading.Thread(target=lambda each=each: answers.append(roll_call(each, SAME)))
+        for each in places
+    ]
+    threads[0].start()
+    for said in (b"GET / HTTP/1.0\r\n\r\n", b"[1]\n", b""):
+        while True:
+            try:
+                with socket.create_connection(("localhost", port)) as stranger:
+                    stranger.sendall(said)
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.01)
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 2
+
+
+def test_a_port_in_use_is_named() -> None:
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        place = Place(coordinator=f"localhost:{port}", processes=2, process=0, timeout=1)
+        with pytest.raises(UserError, match=rf"cannot listen on port {port} .* give another port"):
+            roll_call(place, SAME)
+
+
+# ------------------------------------------------------------------ the settings
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("coordinator=node1", r'coordinator = "node1" \(command line\): must be HOST:PORT'),
+        ("coordinator=node1:0", "must be HOST:PORT"),
+        ("coordinator=:1234", "must be HOST:PORT"),
+        ("process=2", r"process = 2 \(command line\): of 2 processes, the last is 1"),
+        ("process=-1", "process = -1"),
+        ("processes=0", "processes = 0"),
+        ("timeout=0", "timeout = 0"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_an_error(override: str, text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        load_config(None, ["distributed.processes=2", f"distributed.{override}"])
+
+
+@pytest.fixture
+def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri", "KUBERNETES_SERVICE_HOST"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("no_cluster")
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        (["process=1"], "coordinator and processes"),
+        (["coordinator=node1:1234", "process=1"], "processes"),
+        (["coordinator=node1:1234"], "processes and process"),
+    ],
+)
+def test_a_table_that_no_cluster_completes_names_what_is_missing(
+    given: list[str], missing: str
+) -> None:
+    config = load_config(None, [f"distributed.{each}" for each in given])
+    with pytest.raises(UserError, match=rf"^\[distributed\] needs {missing} as well: there is no"):
+        connect(config)
+
+
+@pytest.mark.usefixtures("no_cluster")
+@pytest.mark.parametrize("given", [[], ["processes=1", "process=0", "coordinator=node1:1234"]])
+def test_a_process_that_is_alone_connects_to_nothing(given: list[str]) -> None:
+    assert connect(load_config(None, [f"distributed.{each}" for each in given])) is None
+
+
+@pytest.fixture
+def slurm(no_cluster: None, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    variables = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_STEP_NODELIST": "node[1-2]",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": "1",
+        "SLURM_LOCALID": "0",
+        "SLURM_STEP_NUM_NODES": "2",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+def test_the_cluster_tells_what_is_not_given(slurm: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    config = load_config(
+        None, [f"distributed.coordinator=127.1.2.3:{port}", "distributed.timeout=1"]
+    )
+    slurm.setenv("SLURM_STEP_NUM_NODES", "1")
+    # It knows by itself that it is process 1 of 2, and finds nobody there.
+    with pytest.raises(UserError, match=rf"^process 1 could not reach .* 127.1.2.3:{port}"):
+        connect(config)
+
+
+@pytest.mark.usefixtures("slurm")
+def test_a_loopback_address_for_several_machines_is_an_error() -> None:
+    config = load_config(None, ["distributed.coordinator=localhost:1234"])
+    with pytest.raises(UserError, match=r"is an address of each machine itself.*give the name of"):
+        connect(config)
+
+
+def test_a_pod_that_is_part_of_no_job_is_alone(
+    no_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.delenv("JOB_COMPLETION_INDEX", raising=False)
+    assert connect(load_config(None)) is None

@@ -1,0 +1,217 @@
+"""The processes of a run meet once before JAX connects them, so that what is wrong can be said.
+
+JAX alone would end a process by `abort()`, without a name, where its coordinator cannot be
+reached or another process is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import attrs
+
+from trainer_core.errors import UserError, listed
+
+_RETRY = 0.2  # seconds between two attempts to reach process 0
+_READ = 5.0  # seconds that one who has connected may take to say who it is
+_ANSWER = 10.0  # seconds by which process 0 may have begun to wait later than the others
+Card = dict[str, Any]
+
+
+@attrs.frozen(kw_only=True)
+class Place:
+    """Where a process stands among the others.
+
+    Attributes:
+        coordinator: HOST:PORT of process 0.
+        process: the index of this one, below `processes`.
+        timeout: seconds to wait for the others.
+    """
+
+    coordinator: str
+    processes: int
+    process: int
+    timeout: int
+
+    @property
+    def host(self) -> str:
+        return self.coordinator.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        return int(self.coordinator.rpartition(":")[2])
+
+    @property
+    def is_loopback(self) -> bool:
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
+
+def roll_call(place: Place, same: Mapping[str, Mapping[str, Any]]) -> None:
+    """Return once all processes have come, and are the same; process 0 waits for the others.
+
+    Args:
+        place: of this process.
+        same: what must not differ from process 0: title to key to JSON value.
+
+    Raises:
+        UserError: with one text on every process that came; process 0 says it.
+    """
+    card = {
+        "process": place.process,
+        "processes": place.processes,
+        "host": socket.gethostname(),
+        "same": json.loads(json.dumps(same, default=str)),
+    }
+    if place.process == 0:
+        _call(place, card)
+    else:
+        _answer(place, card)
+
+
+def _call(place: Place, own: Card) -> None:
+    with ExitStack() as stack:
+        server = stack.enter_context(_server(place))
+        connections: list[socket.socket] = []
+        cards = [own]
+        problem = ""
+        deadline = time.monotonic() + place.timeout
+        while len(cards) < place.processes and not problem:
+            try:
+                server.settimeout(max(0.01, deadline - time.monotonic()))
+                connection = stack.enter_context(server.accept()[0])
+                card = _received(connection, _READ)
+            except TimeoutError:
+                if time.monotonic() < deadline:
+                    continue
+                problem = _missing(place, cards)
+                break
+            if card is None:
+                continue  # somebody else's
+            connections.append(connection)
+            problem = _wrong(card, cards)
+            cards.append(card)
+        for connection in connections:
+            _send(connection, {"problem": problem})
+        for connection in connections:
+            # Who closes first keeps the port busy for a while, and JAX needs it at once.
+            _received(connection, 1.0)
+    if problem:
+        raise UserError(problem)
+
+
+def _answer(place: Place, own: Card) -> None:
+    reply = None
+    deadline = time.monotonic() + place.timeout
+    reason = ""
+    while reply is None:
+        try:
+            with socket.create_connection((place.host, place.port), timeout=_READ) as connection:
+                _send(connection, own)
+                reply = _received(connection, place.timeout + _ANSWER)
+            reason = "what answers there is no trainer, or it has ended"
+        except OSError as error:
+            reason = str(error.strerror or error).lower()
+        if reply is None:
+            if time.monotonic() > deadline:
+                raise UserError(_unreachable(place, reason), "distributed.coordinator")
+            time.sleep(_RETRY)
+    if reply["problem"]:
+        told = UserError(reply["problem"])
+        told.is_told = True
+        raise told
+
+
+def _server(place: Place) -> socket.socket:
+    try:
+        if socket.has_dualstack_ipv6():
+            return socket.create_server(
+                ("::", place.port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=4096
+            )
+        return socket.create_server(("", place.port), backlog=4096)
+    except OSError as error:
+        raise UserError(
+            f"process 0 cannot listen on port {place.port} of this machine "
+            f"({str(error.strerror or error).lower()}): another run may use it; give another "
+            f"port in [distributed] coordinator = {place.coordinator!r}",
+            "distributed.coordinator",
+        ) from error
+
+
+def _received(connection: socket.socket, seconds: float) -> Card | None:
+    """Return the JSON object of a line; None where it is none, or the other side has left."""
+    connection.settimeout(seconds)
+    try:
+        with connection.makefile("r", encoding="utf-8") as lines:
+            read = json.loads(lines.readline())
+    except (ValueError, OSError):
+        return None
+    return read if isinstance(read, dict) and {"problem", "process"} & set(read) else None
+
+
+def _send(connection: socket.socket, message: Card) -> None:
+    try:
+        connection.sendall(json.dumps(message).encode() + b"\n")
+    except OSError:
+        return  # it has left, and will be missed
+
+
+def _wrong(card: Card, cards: list[Card]) -> str:
+    """What is wrong with one who came, in view of those before, of whom process 0 is the first."""
+    first, name = cards[0], f"process {card['process']} ({card['host']})"
+    if card["processes"] != first["processes"]:
+        return (
+            f"[distributed] processes = {card['processes']} on {name}, and "
+            f"{first['processes']} on process 0 ({first['host']})"
+        )
+    for other in cards:
+        if other["process"] == card["process"]:
+            return (
+                f"two processes have [distributed] process = {card['process']}, on "
+                f"{other['host']} and {card['host']}; each needs an index of its own"
+            )
+    for title, values in first["same"].items():
+        given = card["same"].get(title, {})
+        # What was chosen before its settings.
+        for key in sorted({*values, *given}, key=lambda key: (not key.endswith(".use"), key)):
+            if values.get(key) != given.get(key):
+                return (
+                    f"{name} has another {title} than process 0 ({first['host']}): {key} is "
+                    f"{_shown(given, key)} there, and {_shown(values, key)} on process 0; it must "
+                    f"be the same on all"
+                )
+    return ""
+
+
+def _missing(place: Place, cards: list[Card]) -> str:
+    came = {card["process"]: card["host"] for card in cards}
+    missing = [str(index) for index in range(place.processes) if index not in came]
+    text = (
+        f"{len(missing)} of {place.processes} processes did not come to {place.coordinator} within "
+        f"{place.timeout} seconds ([distributed] timeout): process {', '.join(missing[:20])}"
+        f"{', …' if len(missing) > 20 else ''}"
+    )
+    if place.is_loopback:
+        text += f"; {place.host} can only be reached on this machine: give the host's own name"
+    return f"{text}; these came:" + listed([f"process {i} on {came[i]}" for i in sorted(came)])
+
+
+def _unreachable(place: Place, reason: str) -> str:
+    text = (
+        f"process {place.process} could not reach process 0 at {place.coordinator} within "
+        f"{place.timeout} seconds ([distributed] timeout): {reason}"
+    )
+    if place.is_loopback:
+        text += (
+            f"; {place.host} is this machine itself ({socket.gethostname()}): if process 0 runs on "
+            f"another one, give that one's name"
+        )
+    return text
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    return json.dumps(values[key]) if key in values else "not set"
