@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import pty
 import re
@@ -20,6 +21,7 @@ import pytest
 from command import PERCEPTRON
 from rich.console import Console
 
+from trainer_core import fit
 from trainer_core.cli import run as run_command
 from trainer_core.defaults.progress import Progress, make_display
 from trainer_core.run import StopRequest
@@ -275,6 +277,19 @@ def test_summary_names_model_devices_optimizer_place_and_start() -> None:
     assert rows["optimizer"].startswith("adamw, constant schedule, peak learning rate 0.1")
     assert rows["run"] == "runs/default, 1,200 steps"
     assert rows["resumed"] == "from the checkpoint of step 7"
+
+
+def test_going_on_with_other_devices_says_so(recipe: Any, tmp_path: Path) -> None:
+    """The run directory knows what it was trained on."""
+    fit(recipe(run={"steps": 1}))
+    parts = programs.build(recipe())
+    assert parts.run.devices_before == parts.run.devices
+    versions = tmp_path / "run/versions.json"
+    before = json.loads(versions.read_text()) | {"devices": "8 x CPU, mesh fsdp 8"}
+    versions.write_text(json.dumps(before))
+    parts = programs.build(recipe())
+    rows = dict(summary_rows(parts.run, parts.program, 1))
+    assert rows["resumed"] == "from the checkpoint of step 1, made on 8 x CPU, mesh fsdp 8"
 
 
 def on_terminal(

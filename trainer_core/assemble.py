@@ -13,6 +13,7 @@ from trainer_core.axes import AxisRules
 from trainer_core.config import Config
 from trainer_core.defaults.evaluate import HeldOutLoss
 from trainer_core.defaults.shard import DEFAULT_RULES
+from trainer_core.directory import recorded
 from trainer_core.distributed import check_devices, connect, tell
 from trainer_core.group import Group
 from trainer_core.hooks import Hooks, register
@@ -70,6 +71,7 @@ def _assembled(
         processes=jax.process_count() if group else 1,
         group=group,
         stopping=stopping,
+        devices_before=recorded(config.directory, "devices") or "",
     )
     return run, register(config, {"evaluate": HeldOutLoss()})
 

@@ -76,7 +76,8 @@ def _write(config: Config, program: Program) -> None:
         # Not where the processes were: a later command would wait for them.
         table = {name: values for name, values in config.table.items() if name != "distributed"}
         _replace(run.directory / "config.toml", tomli_w.dumps(table))
-        _replace(run.directory / "versions.json", json.dumps(versions(config), indent=2) + "\n")
+        made_of = versions(config) | {"devices": run.devices}
+        _replace(run.directory / "versions.json", json.dumps(made_of, indent=2) + "\n")
         optimizer = json.dumps(program.optimizer_record, indent=2)
         _replace(run.directory / OPTIMIZER, optimizer + "\n")
     except OSError as error:
@@ -141,13 +142,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str
     }
 
 
-def recorded(directory: Path, name: str) -> list[str]:
-    """Return a list that `versions` wrote into a run directory; empty where there is none."""
+def recorded(directory: Path, name: str) -> Any:
+    """Return what a run directory's versions.json has under a name; None where it has nothing."""
     try:
-        found = json.loads((directory / "versions.json").read_text()).get(name, [])
+        return json.loads((directory / "versions.json").read_text()).get(name)
     except (OSError, json.JSONDecodeError, AttributeError):
-        return []
-    return list(found)
+        return None
 
 
 def _unwritable(config: Config, reason: str) -> UserError:
@@ -177,7 +177,7 @@ def _may_change(config: Config, key: str) -> bool:
     if table == "plugins":
         name, _, rest = rest.partition(".")
         chosen = config.chosen.get(f"plugins.{name}")
-        if f"plugins.{name}" in recorded(config.directory, "changing training"):
+        if f"plugins.{name}" in (recorded(config.directory, "changing training") or ()):
             if chosen is None:
                 return False
         elif chosen is None or _only_watches(chosen.plugin):

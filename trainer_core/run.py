@@ -116,6 +116,8 @@ class Run:
         process: this process's index, and `processes` how many there are.
         group: what connects them; None where there is only one.
         stopping: whether the run will stop at the next step boundary.
+        devices_before: what `devices` was when the run directory was last trained in; empty where
+            it was not.
     """
 
     config: Mapping[str, Any]
@@ -127,6 +129,17 @@ class Run:
     processes: int = 1
     group: Group | None = None
     stopping: StopRequest = attrs.field(factory=StopRequest)
+    devices_before: str = ""
+
+    @property
+    def devices(self) -> str:
+        """The devices in a few words: `8 x CPU, mesh data 2 x fsdp 4, 2 processes`."""
+        devices = self.mesh.devices.flat
+        kind = devices[0].device_kind
+        axes = [f"{name} {size}" for name, size in self.mesh.shape.items() if size > 1]
+        mesh = f", mesh {' x '.join(axes)}" if axes else ""
+        places = f", {self.processes} processes" if self.processes > 1 else ""
+        return f"{len(devices)} x {kind.upper() if kind == 'cpu' else kind}{mesh}{places}"
 
     @property
     def is_main(self) -> bool:

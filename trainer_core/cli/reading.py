@@ -93,7 +93,7 @@ def _config(directory: Path, overrides: Sequence[str]) -> Config:
 
     recipe = recipe_of(directory)
     # A model of the user's own lies where the run was started from.
-    search_in(*map(Path, recorded(directory, "import folders")))
+    search_in(*map(Path, recorded(directory, "import folders") or ()))
     return load_config(
         recipe,
         [

@@ -29,13 +29,15 @@ def summary_rows(run: Run, program: Program, step: int) -> list[tuple[str, str]]
         ("model", f"{name}, {figures.amount(program.param_count)} parameters"),
         *said.items(),
         ("batch", _batch(run, program)),
-        ("devices", _devices(run)),
+        ("devices", run.devices),
         *program.data.summary.items(),
         ("optimizer", _optimizer(config)),
         ("run", f"{run.directory}, {figures.steps(run.settings.steps)}{_saved(run)}"),
     ]
     if step:
-        rows.append(("resumed", f"from the checkpoint of step {step:,}"))
+        moved = run.devices_before not in ("", run.devices)
+        before = f", made on {run.devices_before}" if moved else ""
+        rows.append(("resumed", f"from the checkpoint of step {step:,}{before}"))
     return rows
 
 
@@ -46,15 +48,6 @@ def _batch(run: Run, program: Program) -> str:
     if tokens is None:
         return f"{run.batch_size:,} examples a step{split}"
     return f"{run.batch_size:,} sequences, {tokens:,} tokens a step{split}"
-
-
-def _devices(run: Run) -> str:
-    devices = run.mesh.devices.flat
-    kind = devices[0].device_kind
-    axes = [f"{name} {size}" for name, size in run.mesh.shape.items() if size > 1]
-    mesh = f", mesh {' x '.join(axes)}" if axes else ""
-    places = f", {run.processes} processes" if run.processes > 1 else ""
-    return f"{len(devices)} x {kind.upper() if kind == 'cpu' else kind}{mesh}{places}"
 
 
 def _optimizer(config: Mapping[str, Any]) -> str:
