@@ -13,7 +13,6 @@ import numpy as np
 import programs
 import pytest
 from decoders import FRAMEWORKS, trained
-from hlo import Cost, cost_of
 from jax.sharding import NamedSharding, PartitionSpec
 from programs import assert_bitwise_equal
 
@@ -22,6 +21,7 @@ from trainer_core.axes import AxisRules, make_mesh
 from trainer_core.decoder import DecoderConfig
 from trainer_core.decoder_parameters import decoder_parameters
 from trainer_core.defaults.shard import DEFAULT_RULES
+from trainer_core.plan.hlo import Cost, cost_of
 
 pytest.importorskip("trainer_muon")
 pytest.importorskip("trainer_nnx")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -17,18 +18,31 @@ from trainer_core.hooks import Hooks, register
 from trainer_core.run import Run, StopRequest
 
 
-def open_run(config: Config, stopping: StopRequest | None = None) -> tuple[Run, Hooks]:
+def open_run(
+    config: Config,
+    stopping: StopRequest | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> tuple[Run, Hooks]:
     """Connect the processes, lay out the mesh, and register the plugins of a config.
 
     A shard plugin without the settings `mesh` and `rules` gets one axis, for the batch alone.
+
+    Args:
+        config: a resolved one.
+        stopping: what asks the run to stop.
+        devices: of the mesh, though they need not be there: the run can then be planned, by one
+            process alone. By default all those of all processes.
 
     Raises:
         UserError: a mesh that does not fit the devices; plugins that do not fit the hooks.
     """
     _use_compile_cache()
-    initialize(config.distributed)
+    if devices is None:
+        initialize(config.distributed)
     shard = config.chosen["shard"].plugin
-    mesh = make_mesh(getattr(shard, "mesh", {"data": -1}), jax.devices())
+    mesh = make_mesh(
+        getattr(shard, "mesh", {"data": -1}), jax.devices() if devices is None else devices
+    )
     all_whole = dict.fromkeys(DEFAULT_RULES, "") | {"batch": tuple(mesh.shape)}
     run = Run(
         config=config.table,
@@ -36,8 +50,8 @@ def open_run(config: Config, stopping: StopRequest | None = None) -> tuple[Run, 
         directory=config.directory,
         mesh=mesh,
         axes=AxisRules(mesh, getattr(shard, "rules", all_whole)),
-        process=jax.process_index(),
-        processes=jax.process_count(),
+        process=jax.process_index() if devices is None else 0,
+        processes=jax.process_count() if devices is None else 1,
         stopping=StopRequest() if stopping is None else stopping,
     )
     return run, register(config, {"evaluate": HeldOutLoss()})

@@ -104,17 +104,21 @@ class Program:
         return state
 
     def compile_step(self) -> StepFn:
-        """Compile the step ahead of time, the state donated, every sharding given."""
+        """Compile the step ahead of time."""
+        compiled: StepFn = self.trace_step().lower().compile()
+        return compiled
+
+    def trace_step(self) -> jax.stages.Traced:
+        """Trace the step as it is compiled: the state donated, every sharding given."""
         shardings = self.shardings
-        lowered = jax.jit(
+        traced = jax.jit(
             self.step.apply,
             donate_argnums=0,
             in_shardings=(shardings.state, shardings.batch),
             out_shardings=(shardings.state, shardings.replicated),
-        ).lower(self.abstract_state, self.abstract_batch)
-        _check_step(self.abstract_state, *lowered.out_info)
-        compiled: StepFn = lowered.compile()
-        return compiled
+        ).trace(self.abstract_state, self.abstract_batch)
+        _check_step(self.abstract_state, *traced.out_info)
+        return traced
 
 
 def build_program(run: Run, hooks: Hooks) -> Program:
