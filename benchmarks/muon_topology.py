@@ -34,7 +34,7 @@ from trainer_muon import muon
 
 from trainer_core.decoder import DecoderConfig
 from trainer_core.decoder_parameters import decoder_parameters
-from trainer_core.plan.hlo import cost_of
+from trainer_core.plan.cost import cost_of
 
 RATE = 1e-3
 

@@ -21,7 +21,7 @@ from trainer_core.axes import AxisRules, make_mesh
 from trainer_core.decoder import DecoderConfig
 from trainer_core.decoder_parameters import decoder_parameters
 from trainer_core.defaults.shard import DEFAULT_RULES
-from trainer_core.plan.hlo import Cost, cost_of
+from trainer_core.plan.cost import Cost, cost_of
 
 pytest.importorskip("trainer_muon")
 pytest.importorskip("trainer_nnx")

@@ -13,8 +13,8 @@ import jax
 
 from trainer_core.assemble import open_run
 from trainer_core.plan.chips import Chip, chip_of
+from trainer_core.plan.cost import Cost, cost_of
 from trainer_core.plan.flops import Products, forward_products, products_of
-from trainer_core.plan.hlo import Cost, cost_of
 from trainer_core.plan.memory import Memory, memory_of, peak_of
 from trainer_core.plan.roofline import Roofline, roofline_of
 from trainer_core.program import Program, build_program

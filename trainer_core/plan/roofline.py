@@ -5,8 +5,8 @@ from __future__ import annotations
 import attrs
 
 from trainer_core.plan.chips import Chip
+from trainer_core.plan.cost import Cost
 from trainer_core.plan.flops import Products
-from trainer_core.plan.hlo import Cost
 from trainer_core.plan.memory import Memory
 
 
