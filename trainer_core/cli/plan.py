@@ -6,6 +6,7 @@ import json
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
+from trainer_core.cli.parsing import number_at_least
 from trainer_core.cli.settings import add_settings, split
 from trainer_core.cli.waiting import waiting
 from trainer_core.plan.topology import devices_of, parse_topology, prepare
@@ -25,11 +26,24 @@ def configure(parser: Parser) -> None:
         help="plan for these, which need not be there: v5e:4x4, v5p:4x4x4, gpu:h100x16, cpu:8; "
         "by default those that are here",
     )
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="compile other meshes and other model.remat too, and rank what fits",
+    )
+    parser.add_argument(
+        "--seconds",
+        metavar="SECONDS",
+        type=number_at_least(0),
+        default=600.0,
+        help="of a search, which begins no other compilation after these; 600 by default",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.examples = [
         ("trainer plan recipe.toml", "for the devices that are here"),
         ("trainer plan recipe.toml --topology cpu:8", "for eight that are simulated"),
         ("trainer plan recipe.toml --topology v5e:16x16", "for a pod of TPUs that is not there"),
+        ("trainer plan recipe.toml --topology v5e:8x8 --search", "the best mesh for 64 of them"),
     ]
 
 
@@ -39,21 +53,24 @@ def run(arguments: Namespace, context: Context) -> int:
     topology = parse_topology(arguments.topology) if arguments.topology else None
     from trainer_core.config import load_config
 
-    config = load_config(*split(arguments.settings))
+    recipe, overrides = split(arguments.settings)
+    config = load_config(recipe, overrides)
     if topology is not None:
         prepare(topology)
-    with waiting("compiling"), config.placing():
-        from trainer_core.plan.planning import plan_step
+    with waiting("compiling") as told, config.placing():
+        from trainer_core.plan.answer import answered
+        from trainer_core.plan.variants import Variants
         from trainer_core.signals import interruptible
 
-        devices = devices_of(topology)
-        plan = interruptible(lambda: plan_step(config, devices))
+        variants = Variants(recipe, overrides, devices_of(topology))
+        seconds = arguments.seconds if arguments.search else None
+        answer = interruptible(lambda: answered(variants, seconds, told))
     if arguments.json:
         from trainer_core.plan.record import as_json
 
-        say(json.dumps(as_json(plan), indent=2))
+        say(json.dumps(as_json(answer), indent=2))
     else:
         from trainer_core.cli.plan_page import show
 
-        show(plan, config, topology)
-    return 1 if plan.fits is False else 0
+        show(answer, config, topology)
+    return 1 if answer.plan.fits is False else 0

@@ -10,7 +10,10 @@ from trainer_core.terminal.page import Page
 
 if TYPE_CHECKING:
     from trainer_core.config import Config
+    from trainer_core.plan.answer import Answer
+    from trainer_core.plan.knobs import Knob
     from trainer_core.plan.planning import Plan
+    from trainer_core.plan.search import Search
     from trainer_core.plan.topology import Topology
 
 _CLASSES = {
@@ -25,8 +28,9 @@ _CLASSES = {
 }
 
 
-def show(plan: Plan, config: Config, topology: Topology | None) -> None:
-    """Print a plan."""
+def show(answer: Answer, config: Config, topology: Topology | None) -> None:
+    """Print what was found."""
+    plan = answer.plan
     page = Page()
     page.line()
     page.rows(_heads(plan, config, topology), style="bold")
@@ -40,6 +44,10 @@ def show(plan: Plan, config: Config, topology: Topology | None) -> None:
     _bound(page, plan)
     page.line()
     page.rows([("took", _took(plan))])
+    if answer.knobs:
+        _knobs(page, answer.knobs, plan)
+    if answer.search is not None:
+        _search(page, answer.search)
 
 
 def _heads(plan: Plan, config: Config, topology: Topology | None) -> list[tuple[str, str]]:
@@ -152,6 +160,51 @@ def _bound(page: Page, plan: Plan) -> None:
         ("chip", _chip(plan)),
     ]
     page.rows(rows)
+
+
+def _knobs(page: Page, found: list[Knob], plan: Plan) -> None:
+    page.line()
+    page.line(("what saves memory", "bold"), ", estimated, the cheapest first")
+    page.table(
+        ["a device", "saves", "fits", "set"],
+        [
+            [
+                written_bytes(each.memory.total),
+                written_bytes(each.saved),
+                "yes" if each.memory.total <= (plan.available or 0) else "no",
+                " ".join(map(shell_word, each.changes)) + (f"  ({each.cost})" if each.cost else ""),
+            ]
+            for each in found
+        ],
+        indent=2,
+    )
+
+
+def _search(page: Page, found: Search) -> None:
+    page.line()
+    bounded = any(each.plan.roofline for each in found.ranked)
+    order = "the best bound first" if bounded else "without a bound: the least memory first"
+    page.line(("search", "bold"), f", {order}")
+    rows = []
+    for each in [*found.ranked, *found.too_large]:
+        bound = each.plan.roofline
+        rows.append(
+            [
+                seconds(bound.seconds) if bound else "",
+                f"{bound.mfu:.0%} {bound.limit}" if bound else "",
+                written_bytes(each.plan.memory.total),
+                {True: "yes", False: "no", None: ""}[each.plan.fits],
+                " ".join(map(shell_word, each.changes)) or "as it is",
+            ]
+        )
+    page.table(["a step", "MFU", "a device", "fits", "set"], rows, indent=2)
+    for reason, count in found.skipped.most_common():
+        page.line(f"  {count} not compiled: {reason}")
+
+
+def shell_word(change: str) -> str:
+    """Return `KEY=VALUE` as it is typed."""
+    return f"'{change}'" if "{" in change else change
 
 
 def _chip(plan: Plan) -> str:

@@ -16,7 +16,8 @@ class Chip:
     Attributes:
         title: its full name.
         kinds: how `jax.Device.device_kind` begins on it.
-        memory: bytes of HBM that a program may use.
+        memory: bytes of HBM that a program may use; of a TPU, as its compiler (libtpu 0.0.42)
+            says it: a little less, or more, than the round number of the data sheet.
         flops: dense products of bfloat16, operations a second.
         flops_float32: the same of float32 as JAX multiplies by default: on a TPU in one pass of
             bfloat16, on these GPUs as TF32.
@@ -121,7 +122,7 @@ CHIPS: Mapping[str, Chip] = {
     "v4": _tpu(
         "TPU v4",
         ("TPU v4",),
-        hbm=31.25,
+        hbm=30.75,
         teraflops=275,
         gigabytes=1200,
         ici=540,
@@ -145,7 +146,7 @@ CHIPS: Mapping[str, Chip] = {
     "v5p": _tpu(
         "TPU v5p",
         ("TPU v5p", "TPU v5"),
-        hbm=95,
+        hbm=95.74,
         teraflops=459,
         gigabytes=2765,
         ici=1200,
@@ -169,7 +170,7 @@ CHIPS: Mapping[str, Chip] = {
     "tpu7x": _tpu(
         "TPU7x (Ironwood)",
         ("TPU7x",),
-        hbm=192,
+        hbm=189.5,
         teraflops=2307,
         gigabytes=7380,
         ici=1200,

@@ -27,7 +27,6 @@ _KINDS = (
     "ragged-all-to-all",
 )
 _UNROLLED = "a loop of unknown length, counted once"
-_LIBRARY = "products in a library call"
 
 
 @attrs.frozen
@@ -71,7 +70,7 @@ class Cost:
         exchanges: its collectives, those in a loop as often as it runs.
         flops: of the products of matrices, those in a loop likewise; 0 where the compiler makes
             convolutions or library calls of them.
-        unknown: what is not counted as often as it is executed, or not at all.
+        unknown: what is not counted as often as it is executed.
     """
 
     exchanges: tuple[Exchange, ...] = ()
@@ -138,8 +137,6 @@ class _Reader:
                 found = _sum(found, Cost((self._exchange(each, kind),)))
             elif kind == "dot":
                 found = _sum(found, Cost(flops=_dot_flops(each, known)))
-            elif kind == "custom-call" and re.search("matmul|gemm|conv", each.rest):
-                found = _sum(found, Cost(unknown=frozenset({_LIBRARY})))
             elif kind == "while":
                 found = _sum(found, self._loop(each, known))
             elif kind == "conditional":

@@ -1,4 +1,4 @@
-"""A plan as JSON values."""
+"""What `trainer plan` found, as JSON values."""
 
 from __future__ import annotations
 
@@ -6,11 +6,39 @@ from typing import Any
 
 import attrs
 
+from trainer_core.plan.answer import Answer
+from trainer_core.plan.knobs import Knob
 from trainer_core.plan.planning import Plan
+from trainer_core.plan.search import Search
 
 
-def as_json(plan: Plan) -> dict[str, Any]:
-    """Return all that a plan says; bytes are of a device, flops of all of them a step."""
+def as_json(answer: Answer) -> dict[str, Any]:
+    """Return all that is known; bytes are of a device, flops of all of them a step."""
+    return {
+        **_plan(answer.plan),
+        "knobs": [_knob(each) for each in answer.knobs],
+        "search": None if answer.search is None else _search(answer.search),
+    }
+
+
+def _knob(knob: Knob) -> dict[str, Any]:
+    return {
+        "changes": knob.changes,
+        "cost": knob.cost,
+        "memory": {**attrs.asdict(knob.memory), "total": knob.memory.total},
+        "saved_bytes": knob.saved,
+    }
+
+
+def _search(search: Search) -> dict[str, Any]:
+    return {
+        "ranked": [{"changes": each.changes, **_plan(each.plan)} for each in search.ranked],
+        "too_large": [{"changes": each.changes, **_plan(each.plan)} for each in search.too_large],
+        "skipped": dict(search.skipped),
+    }
+
+
+def _plan(plan: Plan) -> dict[str, Any]:
     chip, cost, roofline = plan.chip, plan.cost, plan.roofline
     return {
         "device": plan.kind,

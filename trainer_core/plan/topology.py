@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 from itertools import combinations_with_replacement
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -117,7 +117,9 @@ def devices_of(topology: Topology | None) -> Sequence[jax.Device]:
         return here[: topology.count]
     try:
         if topology.platform == "tpu":
-            found = topologies.get_topology_desc(platform="tpu", topology_name=topology.text)
+            found = topologies.get_topology_desc(
+                platform="tpu", topology_name=topology.text, **_built(topology)
+            )
         else:
             from trainer_core.plan.gpus import target_config
 
@@ -132,6 +134,16 @@ def devices_of(topology: Topology | None) -> Sequence[jax.Device]:
     except Exception as error:
         raise _wrong(topology.text, f"the compiler refuses it: {error}") from error
     return tuple(found.devices)
+
+
+def _built(topology: Topology) -> dict[str, Any]:
+    """How the chips of a slice are put together, where libtpu's default is something else."""
+    options: dict[str, Any] = {}
+    if topology.text.startswith("v4:"):
+        options["chip_config_name"] = "megacore"  # one device a chip, as on the real ones
+    if topology.count == (topology.chip.per_chip if topology.chip else 1):
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    return options
 
 
 def _count(text: str, size: str) -> int:
