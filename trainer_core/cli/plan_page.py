@@ -99,16 +99,16 @@ def _work(plan: Plan) -> list[tuple[str, str]]:
         f"{count / max(1, step.total):.0%} {dtype}" for dtype, count in step.by_dtype.most_common()
     )
     rows = [
-        ("flops", f"{short(model)} a step for the model: its forward pass three times"),
-        ("", f"{short(step.total)} in the step as it is traced ({ratio - 1:+.0%}; {dtypes})"),
+        ("flops", f"{operations(model)} a step for the model: its forward pass three times"),
+        ("", f"{operations(step.total)} in the step as it is traced ({ratio - 1:+.0%}; {dtypes})"),
     ]
     if plan.xla_flops is not None:
         ours = step.in_loops_once / plan.devices
         rows.append(
             (
                 "",
-                f"{short(plan.xla_flops)} a device by XLA, which counts each loop's body once; "
-                f"counted so, these products are {short(ours)}",
+                f"{operations(plan.xla_flops)} a device by XLA, which counts a loop's body once; "
+                f"counted so, these products are {operations(ours)}",
             )
         )
     if step.unknown:
@@ -219,6 +219,14 @@ def _chip(plan: Plan) -> str:
 
 def _took(plan: Plan) -> str:
     return f"{span(plan.build_seconds)} to build and trace, {span(plan.compile_seconds)} to compile"
+
+
+def operations(number: float) -> str:
+    """Return a number of operations: `27.0 P`, `418 M`."""
+    for scale, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if number >= scale:
+            return f"{number / scale:.3g} {letter}"
+    return f"{number:,.0f}"
 
 
 def seconds(number: float) -> str:

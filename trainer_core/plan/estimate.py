@@ -18,7 +18,8 @@ class Estimate:
     """From which the memory of other settings is estimated.
 
     What the forward pass keeps for the backward pass is known from its trace. The rest of the
-    activations, workspace, grows with the rows that a device works on at once.
+    activations, workspace, grows with the rows that a device works on at once; and where less is
+    kept, what one layer does not keep is there again while its backward pass runs.
 
     Attributes:
         kept: bytes that a device keeps.
@@ -38,11 +39,13 @@ class Estimate:
 
     def memory(self, program: Program) -> Memory:
         """Return the memory of another program: exact but for the activations."""
-        kept, rows = kept_bytes(program), rows_at_once(program)
+        kept, scale = kept_bytes(program), rows_at_once(program) / self.rows
         if self.activations < self.kept:  # XLA computes some of it again, or keeps it narrower
             activations = self.activations * kept / self.kept
         else:
-            activations = kept + (self.activations - self.kept) * rows / self.rows
+            layers = program.run.config["model"].get("layers")
+            again = (self.kept * scale - kept) / layers if layers else 0
+            activations = kept + max(again, (self.activations - self.kept) * scale)
         return attrs.evolve(memory_of(program), activations=round(activations))
 
 
