@@ -1,7 +1,8 @@
 """How the cost of planning a run grows: with layers, with devices, with parameters.
 
 Each row is a process of its own, which builds and traces a decoder of shapes alone, and, but for
-the rows of parameters, compiles its step:
+the rows of parameters, compiles its step. Times are seconds of CPU, of all threads together, so
+that they say the same on a machine that does other things too:
 
     python benchmarks/growth.py                     # devices are simulated CPUs
     python benchmarks/growth.py --tpu               # they are v5e; needs trainer-core[plan-tpu]
@@ -11,6 +12,7 @@ the rows of parameters, compiles its step:
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import resource
 import subprocess
@@ -47,7 +49,7 @@ def settings_of(kind: str, value: str) -> tuple[int, list[str]]:
 
 
 def measure(kind: str, value: str, tpu: bool) -> dict[str, Any]:
-    """Plan one row in this process; the seconds are those that its own work took, not imports."""
+    """Plan one row in this process, and return what it took, without imports."""
     from trainer_core.plan.topology import devices_of, parse_topology, prepare
 
     count, settings = settings_of(kind, value)
@@ -58,8 +60,8 @@ def measure(kind: str, value: str, tpu: bool) -> dict[str, Any]:
     jax.config.update("jax_enable_compilation_cache", False)
     from trainer_core.assemble import open_run
     from trainer_core.config import load_config
+    from trainer_core.plan.flops import products_of
     from trainer_core.plan.memory import memory_of
-    from trainer_core.plan.planning import plan_program
     from trainer_core.program import build_program
 
     devices = devices_of(topology)
@@ -67,14 +69,20 @@ def measure(kind: str, value: str, tpu: bool) -> dict[str, Any]:
     quiet = ["plugins.progress=false", "checkpoint.use=none"]
     run, hooks = open_run(load_config(None, [*settings, mesh, *quiet]), devices=devices)
     build_program(run, hooks)  # loads what the plugins import
-    began = time.perf_counter()
+    times = [time.process_time()]
     program = build_program(run, hooks)
     memory_of(program)
-    built = time.perf_counter() - began
-    found: dict[str, Any] = {"parameters": program.param_count, "build": built}
+    times.append(time.process_time())
     if kind != "parameters":
-        plan = plan_program(program)
-        found |= {"trace": plan.build_seconds, "compile": plan.compile_seconds}
+        traced = program.trace_step()
+        products_of(traced.jaxpr)
+        times.append(time.process_time())
+        lowered_for = ("tpu",) if tpu else None
+        traced.lower(lowering_platforms=lowered_for).compile()
+        times.append(time.process_time())
+    spans = (after - before for before, after in itertools.pairwise(times))
+    found: dict[str, Any] = dict(zip(TIMES, spans, strict=False))
+    found["parameters"] = program.param_count
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return found | {"memory": peak / (2**20 if sys.platform == "linux" else 2**30)}
 
@@ -98,7 +106,6 @@ def main() -> None:
         return
     devices = [str(count) for count in DEVICES if not arguments.tpu or count in V5E]
     values = {"layers": map(str, LAYERS), "devices": devices, "parameters": SIZES}
-    console = Console(width=100)
     rows: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     table = Table("", "parameters", "build, s", "trace, s", "compile, s", "host memory, GiB")
     for kind, each in values.items():
@@ -111,8 +118,7 @@ def main() -> None:
             ]
             label = value if kind == "parameters" else f"{value} {kind}"
             table.add_row(label, f"{found['parameters']:,}", *times, f"{found['memory']:.2f}")
-            console.print(f"{label}: {found}")
-    console.print(table)
+    Console(width=100).print(table)
     if arguments.plot:
         draw(rows, arguments.plot)
 
@@ -133,7 +139,7 @@ def draw(rows: dict[str, list[tuple[str, dict[str, Any]]]], file: str) -> None:
                 axis.plot(across, heights, marker="o", label=name)
         axis.set(xscale="log", yscale="log", xlabel=kind)
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("seconds")
+    axes[0].set_ylabel("CPU seconds")
     axes[0].legend()
     figure.savefig(file)
 

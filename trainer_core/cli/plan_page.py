@@ -107,8 +107,8 @@ def _work(plan: Plan) -> list[tuple[str, str]]:
         rows.append(
             (
                 "",
-                f"{operations(plan.xla_flops)} a device by XLA, which counts a loop's body once; "
-                f"counted so, these products are {operations(ours)}",
+                f"{operations(plan.xla_flops)} a device by XLA, a loop's body counted once; these "
+                f"products, counted so: {operations(ours)}",
             )
         )
     if step.unknown:
