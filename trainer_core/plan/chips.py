@@ -96,6 +96,7 @@ def _gpu(
     """Return a GPU of a DGX or HGX host, from the units of NVIDIA's data sheets.
 
     Args:
+        kind: by which the driver calls it; the variants with PCIe are slower.
         gigabytes: of memory, 10^9 bytes.
         teraflops: bfloat16 without sparsity; TF32 is half of it.
         nvlink: GB a second both ways together.
@@ -103,7 +104,7 @@ def _gpu(
     """
     return Chip(
         title=title,
-        kinds=(kind,),
+        kinds=(kind, title),
         memory=gigabytes * 1e9,
         flops=teraflops * 1e12,
         flops_float32=teraflops * 1e12 / 2,
@@ -182,7 +183,7 @@ CHIPS: Mapping[str, Chip] = {
     ),
     "a100": _gpu(
         "NVIDIA A100 SXM 80 GB",
-        "NVIDIA A100",
+        "NVIDIA A100-SXM4-80GB",
         gigabytes=80,
         teraflops=312,
         terabytes=2.039,
@@ -192,7 +193,7 @@ CHIPS: Mapping[str, Chip] = {
     ),
     "h100": _gpu(
         "NVIDIA H100 SXM 80 GB",
-        "NVIDIA H100",
+        "NVIDIA H100 80GB HBM3",
         gigabytes=80,
         teraflops=989.4,
         terabytes=3.35,

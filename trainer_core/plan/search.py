@@ -66,7 +66,9 @@ def search(
     found = [Found((), plan)] if plan.cost is not None else []
     skipped: Counter[str] = Counter()
     estimate = Estimate.from_plan(plan.program, plan.memory)
-    settled: set[str] = set()  # meshes on which less is computed again, and which fit
+    # Meshes on which what computes least again fits.
+    least = plan.program.run.config["model"].get("remat") in (None, _REMAT[0])
+    settled = {mesh_setting(plan.mesh)} if plan.fits and least else set()
     for mesh, remat in _variants(plan):
         changes = tuple(filter(None, (mesh, remat)))
         if mesh in settled:
