@@ -116,8 +116,8 @@ def main() -> None:
                 f"{found[name]:.2f}" if name in found else ""
                 for name in ("build", "trace", "compile")
             ]
-            label = value if kind == "parameters" else f"{value} {kind}"
-            table.add_row(label, f"{found['parameters']:,}", *times, f"{found['memory']:.2f}")
+            size = f"{found['parameters']:,}"
+            table.add_row(f"{kind}: {value}", size, *times, f"{found['memory']:.2f}")
     Console(width=100).print(table)
     if arguments.plot:
         draw(rows, arguments.plot)

@@ -62,8 +62,7 @@ def forward_by_hand(config: DecoderConfig, tokens: int) -> int:
     return tokens * (config.layers * (projections + attention + mlp) + 2 * width * config.vocab)
 
 
-@pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
-@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize(("framework", "scan"), [("nnx", True), ("linen", True), ("nnx", False)])
 def test_flops_are_those_of_a_count_by_hand(framework: str, scan: bool) -> None:
     model = {**SMALL, "use": framework, "scan": scan}
     program = built(decoder(model=model, accumulate={"microbatches": 2}))
@@ -224,7 +223,14 @@ def planned(variants: Variants, quick_compiles: None) -> Plan:
     return variants.plan()
 
 
-@pytest.mark.parametrize("change", ["model.remat=full", "accumulate.microbatches=4"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "model.remat=full",
+        pytest.param("accumulate.microbatches=4", marks=pytest.mark.long),
+        pytest.param("data.batch_size=16", marks=pytest.mark.long),
+    ],
+)
 def test_an_estimate_is_near_what_the_compiler_then_says(
     planned: Plan, variants: Variants, change: str
 ) -> None:
@@ -254,7 +260,9 @@ def test_where_it_does_not_fit_the_cheapest_knobs_are_named_with_what_each_saves
 def test_where_no_knob_is_enough_several_are_named_together(
     planned: Plan, variants: Variants
 ) -> None:
-    tight = attrs.evolve(planned, available=0.1 * planned.memory.total)
+    estimate = Estimate.from_plan(planned.program, planned.memory)
+    least = estimate.memory(variants.build("accumulate.microbatches=64"))
+    tight = attrs.evolve(planned, available=least.total - 1.0)
     *alone, together = knobs(tight, variants)
     assert len(alone) == 3
     assert len(together.changes) > 1

@@ -35,7 +35,7 @@ class Knob:
 
 
 def knobs(plan: Plan, variants: Variants) -> list[Knob]:
-    """Return the three cheapest changes, and where none is enough, those that are together.
+    """Return the three cheapest changes, and where none is enough, what is.
 
     Nothing is compiled.
 
@@ -62,9 +62,19 @@ def _together(plan: Plan, trial: _Trial) -> Knob | None:
         if knob is None or knob.saved <= saved:
             continue
         if trial.fits(knob):
-            return knob
+            return _without_idle(knob, trial)
         changes, saved = more, knob.saved
     return None
+
+
+def _without_idle(knob: Knob, trial: _Trial) -> Knob:
+    """Leave out what a later change made idle, such as zero1 where no data axis is left."""
+    for change in reversed(knob.changes):  # the dearest first
+        fewer = tuple(each for each in knob.changes if each != change)
+        without = trial.of(fewer, knob.cost) if fewer else None
+        if without is not None and trial.fits(without):
+            knob = without
+    return knob
 
 
 class _Trial:
