@@ -143,7 +143,7 @@ class _Reader:
                 # One of them is executed: the one that exchanges most, as nothing else is known.
                 branches = [self.cost(branch) for branch in each.branches]
                 found = _sum(found, max(branches, key=lambda cost: (cost.bytes, cost.flops)))
-            else:
+            elif kind not in ("async-update", "async-done"):  # they name what their start does
                 for called in each.called:
                     found = _sum(found, self._part(called, pieces))
         return found

@@ -118,7 +118,7 @@ def _candidates(plan: Plan) -> Iterator[tuple[str, str]]:
     microbatches = accumulate.get("microbatches")
     if microbatches is not None and microbatches < rows:
         yield (
-            f"accumulate.microbatches={_next_divisor(rows, 2 * microbatches)}",
+            f"accumulate.microbatches={_next_divisor(rows, min(2 * microbatches, rows))}",
             "smaller products; parameters are gathered for each microbatch",
         )
     if model.get("remat") == "none":
@@ -136,6 +136,7 @@ def _candidates(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def mesh_setting(mesh: Mapping[str, int]) -> str:
+    """Return the `KEY=VALUE` that sets a mesh."""
     return "shard.mesh={" + ", ".join(f"{axis} = {size}" for axis, size in mesh.items()) + "}"
 
 

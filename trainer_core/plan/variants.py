@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -52,8 +52,3 @@ class Variants:
     def plan(self, *changes: str) -> Plan:
         """Return the plan of `config`, whose step is compiled."""
         return plan_step(self.config(*changes), self.devices)
-
-
-def settings(program: Program, table: str) -> dict[str, Any]:
-    """Return the settings of a table of a program's config."""
-    return dict(program.run.config[table])
