@@ -138,6 +138,8 @@ def draw(rows: dict[str, list[tuple[str, dict[str, Any]]]], file: str) -> None:
             if heights:
                 axis.plot(across, heights, marker="o", label=name)
         axis.set(xscale="log", yscale="log", xlabel=kind)
+        axis.set_xticks(across, [value for value, _ in found])
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("CPU seconds")
     axes[0].legend()
