@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import attrs
 
@@ -13,8 +13,7 @@ from trainer_core.plan.hlo import (
     Instruction,
     computations,
     group_of,
-    shape_bytes,
-    sizes_of,
+    shapes_of,
 )
 
 _KINDS = (
@@ -130,9 +129,12 @@ class _Reader:
     def _added(self, name: str) -> Cost:
         known = {each.name: each for each in self.bodies.get(name, ())}
         found = Cost()
-        pieces: set[str] = set()
+        begins = any("AsyncCollectiveStart" in each.rest for each in known.values())
         for each in known.values():
             kind = each.kind.removesuffix("-start")
+            # The TPU's compiler cuts some into pieces, of which only one begins it.
+            if kind in _KINDS and "chain_id=" in each.rest and not begins:
+                continue
             if kind in _KINDS:
                 found = _sum(found, Cost((self._exchange(each, kind),)))
             elif kind == "dot":
@@ -145,23 +147,18 @@ class _Reader:
                 found = _sum(found, max(branches, key=lambda cost: (cost.bytes, cost.flops)))
             elif kind not in ("async-update", "async-done"):  # they name what their start does
                 for called in each.called:
-                    found = _sum(found, self._part(called, pieces))
+                    found = _sum(found, self._part(called))
         return found
 
     def _loop(self, loop: Instruction, known: Mapping[str, Instruction]) -> Cost:
         body = self.cost(loop.called[0])
         times = self._trips(loop, known) if loop.trips is None else loop.trips
-        unknown = body.unknown
         if times is None and (body.exchanges or body.flops):
-            unknown |= {_UNROLLED}
-        times = 1 if times is None else times
-        exchanges = tuple(
-            attrs.evolve(each, count=each.count * times) for each in body.exchanges if times
-        )
-        return Cost(exchanges, body.flops * times, unknown)
+            body = attrs.evolve(body, unknown=body.unknown | {_UNROLLED})
+        return _times(body, 1 if times is None else times)
 
     def _trips(self, loop: Instruction, known: Mapping[str, Instruction]) -> int | None:
-        """JAX counts up by one to a constant; the TPU's compiler does not say how far."""
+        """Read how far a loop counts, and in which steps: the TPU's compiler does not say it."""
         condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
         instructions = self.bodies.get(condition[1], ()) if condition else ()
         inside = {each.name: each for each in instructions}
@@ -175,31 +172,40 @@ class _Reader:
         start = known.get(loop.operands[0])
         first = start.operands[int(place[1])] if start and start.kind == "tuple" else ""
         begin = known[first].value if first in known else None
-        return bound.value - (begin or 0)
+        step = _increment(self.bodies[loop.called[0]], int(place[1]))
+        return -(-(bound.value - (begin or 0)) // step)
 
-    def _part(self, name: str, pieces: set[str]) -> Cost:
-        """What a fusion does. The TPU's compiler cuts a collective into pieces, each in another
-        fusion, which bear the same name of a chain: together they are one.
-        """
+    def _part(self, name: str) -> Cost:
         cost = self.cost(name)
-        if not cost.exchanges:
-            return cost
-        lines = "\n".join(each.rest for each in self.bodies.get(name, ()))
-        if chain := re.search(r"channel_id=\d+,.*chain_id=\"\d+\"", lines):
-            of_one = " ".join(re.findall(r"(?:channel|chain)_id=\"?(\d+)", chain[0]))
-            if of_one in pieces:
-                return attrs.evolve(cost, exchanges=())
-            pieces.add(of_one)
         if name.startswith("all-reduce-scatter"):
             return attrs.evolve(cost, exchanges=tuple(map(_scattered, cost.exchanges)))
         return cost
 
     def _exchange(self, made: Instruction, kind: str) -> Exchange:
-        # Of an asynchronous one the last is the result, before it stand the operands.
-        size = shape_bytes(made.shape, last=made.kind.endswith("-start"))
+        shapes = shapes_of(made.shape)
+        if made.kind.endswith("-start") and kind != "all-reduce":
+            # Its operands, as many results, and what the compiler notes of it, which are scalars.
+            shapes = [each for each in shapes if each.sizes]
+            shapes = shapes[len(shapes) // 2 :]
         pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", made.rest)
         group = (int(pairs[1]), int(pairs[2])) if pairs else group_of(made.rest, self.devices)
-        return Exchange(kind, group, size)
+        return Exchange(kind, group, sum(each.bytes for each in shapes))
+
+
+def _increment(body: Sequence[Instruction], place: int) -> int:
+    """By how much a loop's body raises the counter at a place of its tuple; by one, as JAX does,
+    where that cannot be read.
+    """
+    known = {each.name: each for each in body}
+    result = known[body[-1].name]
+    name = result.operands[place] if result.kind == "tuple" else ""
+    total = 0
+    while name in known and known[name].kind in ("add", "copy"):
+        operands = known[name].operands
+        steps = [known[each].value for each in operands if each in known]
+        total += next((step for step in steps if step is not None), 0)
+        name = next((each for each in operands if each in known and known[each].value is None), "")
+    return total or 1
 
 
 def _sum(one: Cost, other: Cost) -> Cost:
@@ -210,6 +216,13 @@ def _sum(one: Cost, other: Cost) -> Cost:
     return Cost(exchanges, one.flops + other.flops, one.unknown | other.unknown)
 
 
+def _times(body: Cost, times: int) -> Cost:
+    exchanges = tuple(
+        attrs.evolve(each, count=each.count * times) for each in body.exchanges if times
+    )
+    return Cost(exchanges, body.flops * times, body.unknown)
+
+
 def _scattered(each: Exchange) -> Exchange:
     """An all-reduce of which each device keeps its part."""
     return attrs.evolve(each, kind="reduce-scatter", bytes=each.bytes // len(each.group))
@@ -217,6 +230,6 @@ def _scattered(each: Exchange) -> Exchange:
 
 def _dot_flops(dot: Instruction, known: Mapping[str, Instruction]) -> int:
     over = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.rest)
-    left = sizes_of(known[dot.operands[0]].shape)
+    left = shapes_of(known[dot.operands[0]].shape)[0].sizes
     summed = math.prod(left[int(each)] for each in over[1].split(",") if each) if over else 1
-    return 2 * summed * math.prod(sizes_of(dot.shape))
+    return 2 * summed * math.prod(shapes_of(dot.shape)[0].sizes)

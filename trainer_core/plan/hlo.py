@@ -82,21 +82,22 @@ def group_of(attributes: str, devices: int) -> tuple[int, ...]:
     return tuple(range(devices))
 
 
-def shape_bytes(shapes: str, last: bool = False) -> int:
-    """Return the bytes of a shape, or of all in a tuple, as a compiled program writes them."""
-    sizes = [
-        math.prod(map(int, filter(None, sizes.split(",")))) * _bits(dtype) // 8
-        for dtype, sizes in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+@attrs.frozen
+class Shape:
+    """The dtype and the dimensions of an array."""
+
+    dtype: str
+    sizes: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        bits = _BITS.match(self.dtype)
+        return math.prod(self.sizes) * int((bits and bits[1]) or 8) // 8
+
+
+def shapes_of(text: str) -> list[Shape]:
+    """Return the array, or those in a tuple, as a compiled program writes them."""
+    return [
+        Shape(dtype, tuple(int(size) for size in sizes.split(",") if size))
+        for dtype, sizes in re.findall(r"(\w+)\[([\d,]*)\]", text)
     ]
-    return (sizes[-1] if last else sum(sizes)) if sizes else 0
-
-
-def _bits(dtype: str) -> int:
-    match = _BITS.match(dtype)
-    return int(match[1]) if match and match[1] else 8
-
-
-def sizes_of(shape: str) -> list[int]:
-    """Return the dimensions of a shape."""
-    inside = re.search(r"\[([\d,]*)\]", shape)
-    return [int(each) for each in inside[1].split(",") if each] if inside else []
