@@ -25,13 +25,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import jax
 import jax.numpy as jnp
 import optax
-from hlo import cost_of
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.table import Table
 
 from trainer_core.assemble import open_run
 from trainer_core.config import load_config
+from trainer_core.plan.cost import cost_of
 from trainer_core.program import Program, build_program
 
 MESHES = ["{fsdp=8}", "{fsdp=4,tensor=2}", "{data=2,fsdp=2,tensor=2}", "{data=8}"]

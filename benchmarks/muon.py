@@ -145,9 +145,8 @@ def on_one_device(rounds: int, only: list[str]) -> None:
 
 
 def on_eight_devices() -> None:
-    from hlo import cost_of
-
     from trainer_core.mesh import make_mesh
+    from trainer_core.plan.cost import cost_of
 
     table = Table("update", "mesh", "all-to-all", "others", "MiB a device", "Gflop a device")
     infos = {

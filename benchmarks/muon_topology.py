@@ -25,7 +25,6 @@ os.environ |= {
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import jax
-from hlo import cost_of
 from jax.experimental import mesh_utils, topologies
 from jax.sharding import AxisType, Mesh
 from muon import OnMesh, optax_muon
@@ -35,6 +34,7 @@ from trainer_muon import muon
 
 from trainer_core.decoder import DecoderConfig
 from trainer_core.decoder_parameters import decoder_parameters
+from trainer_core.plan.cost import cost_of
 
 RATE = 1e-3
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from hlo import Cost, cost_of
 from jax.sharding import NamedSharding, PartitionSpec
 
 from trainer_core.axes import AxisRules
@@ -15,6 +14,7 @@ from trainer_core.decoder import DecoderConfig
 from trainer_core.decoder_parameters import decoder_parameters
 from trainer_core.defaults.shard import DEFAULT_RULES
 from trainer_core.mesh import make_mesh
+from trainer_core.plan.cost import Cost, cost_of
 
 MESHES = {
     "fsdp": {"fsdp": 8},

@@ -129,6 +129,7 @@ def test_every_module_of_the_core_is_imported_where_flax_and_orbax_are_not_insta
         "import trainer_core",
         "import trainer_core.config; trainer_core.config.load_config()",
         "import trainer_core.cli",
+        "import trainer_core.cli.plan",
         "from trainer_core import plugin, hookimpl, setting, RunError, UserError",
     ],
 )

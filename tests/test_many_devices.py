@@ -14,10 +14,10 @@ import jax
 import numpy as np
 import pytest
 from decoders import FRAMEWORKS, SMALL
-from hlo import Cost, cost_of
 from programs import Parts, assert_bitwise_equal, build, host, recipe
 
 from trainer_core import UserError
+from trainer_core.plan.cost import Cost, cost_of
 from trainer_core.types import Gradient
 
 pytest.importorskip("trainer_nnx")

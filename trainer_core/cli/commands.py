@@ -40,6 +40,10 @@ COMMANDS = {
     "explain": Command(
         "trainer_core.cli.explain", "show what a config comes to, and where each value is from"
     ),
+    "plan": Command(
+        "trainer_core.cli.plan",
+        "compile the step for devices that need not be there: what it takes of them",
+    ),
     "plugins": Command(
         "trainer_core.cli.plugins",
         "list what is installed for each slot, or one plugin's settings",

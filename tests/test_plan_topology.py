@@ -1,0 +1,109 @@
+"""`--topology` and the table of chips."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import attrs
+import pytest
+
+from trainer_core import UserError
+from trainer_core.plan.chips import CHIPS, chip_of
+from trainer_core.plan.cost import Cost, Exchange
+from trainer_core.plan.flops import Products
+from trainer_core.plan.gpus import target_config
+from trainer_core.plan.memory import Memory
+from trainer_core.plan.roofline import roofline_of
+from trainer_core.plan.topology import devices_of, parse_topology, prepare
+
+
+@pytest.mark.parametrize(
+    ("text", "platform", "count"),
+    [
+        *(("v5e:4x4", "tpu", 16), ("v5e:8x4", "tpu", 32), ("v5p:8x8x16", "tpu", 1024)),
+        *(("v4:2x2x1", "tpu", 4), ("tpu7x:4x4x4", "tpu", 128)),
+        *(("gpu:h100x16", "gpu", 16), ("gpu:b200", "gpu", 1), ("cpu:256", "cpu", 256)),
+    ],
+)
+def test_a_topology_names_its_devices(text: str, platform: str, count: int) -> None:
+    found = parse_topology(text)
+    assert (found.platform, found.count) == (platform, count)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("v5ee:4x4", r"there is no chip 'v5ee' \(did you mean 'v5e'\?\); there are v4, v5e"),
+        ("h100", r"no chip 'h100' \(did you mean 'gpu:h100x8'\?\)"),
+        ("v5e", r"it needs a shape, such as 4x4"),
+        ("v5p:", r"it needs a shape, such as 4x4x4"),
+        ("v5e:3x5", r"no such slice of TPU v5e \(did you mean 4x4\?\); there are 1x1, 2x2, 2x4"),
+        ("v5e:32x32", r"no such slice of TPU v5e \(did you mean 16x16\?\)"),
+        ("v5p:8x8", r"no such slice of TPU v5p \(did you mean 4x4x4\?\); .* up to 8,960 chips"),
+        ("gpu:h10x8", r"there is no GPU 'h10' \(did you mean 'h100'\?\)"),
+        ("gpu:h100x12", r"a multiple of 8 \(did you mean gpu:h100x16\?\)"),
+        ("cpu:none", r"it needs a number of devices, such as cpu:8"),
+    ],
+)
+def test_one_that_does_not_exist_is_an_error_that_names_those_that_do(text: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        parse_topology(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "command"),
+    [("v5e:4x4", r"pip install 'trainer-core\[plan-tpu\]'"), ("gpu:a100x8", r"'jax\[cuda12\]'")],
+)
+def test_without_its_compiler_the_error_says_what_to_install(
+    text: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=command):
+        prepare(parse_topology(text))
+
+
+def test_more_cpu_devices_than_a_running_jax_has_are_an_error_that_says_how() -> None:
+    with pytest.raises(UserError, match=r"xla_force_host_platform_device_count=4096"):
+        devices_of(parse_topology("cpu:4096"))
+
+
+def test_every_chip_names_its_source_and_is_known_by_its_kind() -> None:
+    for name, chip in CHIPS.items():
+        assert ".com" in chip.source or "data sheet" in chip.source, name
+        assert all(chip_of(kind) is chip for kind in chip.kinds), name
+    assert chip_of("TPU v5 lite") is CHIPS["v5e"]
+    assert chip_of("NVIDIA H100 80GB HBM3") is CHIPS["h100"]
+    assert chip_of("cpu") is None
+
+
+def test_every_gpu_is_described_to_its_compiler() -> None:
+    for chip in CHIPS.values():
+        if not chip.shape:
+            assert f'description_str: "{chip.title}"' in target_config(chip)
+
+
+def test_the_bound_is_the_slowest_part_by_hand() -> None:
+    chip = CHIPS["v5e"]  # 197 TFLOP/s, 819 GB/s, 200 GB/s one way
+    memory = Memory(
+        parameters=300, buffers=50, optimizer=600, step=50, batch=10,
+        accumulator=0, gradients=300, activations=700,
+    )  # fmt: skip
+    cost = Cost((Exchange("all-gather", (0, 1, 2, 3), 4000, 2),))
+    step = Products()
+    step.by_dtype["bfloat16"] = 8 * 197
+    found = roofline_of(chip, 4, step, 6 * 197, memory, cost)
+    assert found.compute == pytest.approx(2e-12)
+    # 1010 read, 1000 written; 1000 written and read; 8000 written and read.
+    assert found.memory == pytest.approx((1010 + 1000 + 2 * 1000 + 2 * 8000) / 819e9)
+    assert found.interconnect == pytest.approx(8000 * 3 / 4 / 200e9)
+    assert (found.limit, found.seconds) == ("interconnect", found.interconnect)
+    assert found.mfu == pytest.approx(6 * 197 / (4 * 197e12 * found.seconds))
+
+
+def test_a_group_of_gpus_that_leaves_its_host_is_bound_by_the_network() -> None:
+    chip = CHIPS["h100"]  # 450 GB/s within a host of 8, 50 GB/s beyond
+    memory = Memory(**dict.fromkeys((each.name for each in attrs.fields(Memory)), 0))
+    for group, bandwidth in (((0, 1), 450e9), ((0, 8), 50e9)):
+        cost = Cost((Exchange("all-reduce", group, 1000),))
+        found = roofline_of(chip, 16, Products(), 0, memory, cost)
+        assert found.interconnect == pytest.approx(1000 / bandwidth)

@@ -1,0 +1,76 @@
+"""`trainer plan`: what a step needs of devices, before anyone has them."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
+from trainer_core.cli.parsing import number_at_least
+from trainer_core.cli.settings import add_settings, split
+from trainer_core.cli.waiting import waiting
+from trainer_core.plan.topology import devices_of, parse_topology, prepare
+from trainer_core.terminal.output import say
+
+if TYPE_CHECKING:
+    from trainer_core.cli.failures import Context
+    from trainer_core.cli.parsing import Parser
+
+
+def configure(parser: Parser) -> None:
+    """Declare the arguments."""
+    add_settings(parser)
+    parser.add_argument(
+        "--topology",
+        metavar="DEVICES",
+        help="plan for these, which need not be there: v5e:4x4, v5p:4x4x4, gpu:h100x16, cpu:8; "
+        "by default those that are here",
+    )
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="compile other meshes and other model.remat too, and rank what fits",
+    )
+    parser.add_argument(
+        "--seconds",
+        metavar="SECONDS",
+        type=number_at_least(0),
+        default=600.0,
+        help="of a search, which begins no other compilation after these; 600 by default",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.examples = [
+        ("trainer plan recipe.toml", "for the devices that are here"),
+        ("trainer plan recipe.toml --topology cpu:8", "for eight that are simulated"),
+        ("trainer plan recipe.toml --topology v5e:16x16", "for a pod of TPUs that is not there"),
+        ("trainer plan recipe.toml --topology v5e:8x8 --search", "the best mesh for 64 of them"),
+    ]
+
+
+def run(arguments: Namespace, context: Context) -> int:
+    """Print the plan, and return 1 where it does not fit."""
+    del context
+    topology = parse_topology(arguments.topology) if arguments.topology else None
+    from trainer_core.config import load_config
+
+    recipe, overrides = split(arguments.settings)
+    config = load_config(recipe, overrides)
+    if topology is not None:
+        prepare(topology)
+    with waiting("compiling") as told, config.placing():
+        from trainer_core.plan.answer import answered
+        from trainer_core.plan.variants import Variants
+        from trainer_core.signals import interruptible
+
+        variants = Variants(recipe, overrides, devices_of(topology))
+        seconds = arguments.seconds if arguments.search else None
+        answer = interruptible(lambda: answered(variants, seconds, told))
+    if arguments.json:
+        from trainer_core.plan.record import as_json
+
+        say(json.dumps(as_json(answer), indent=2))
+    else:
+        from trainer_core.cli.plan_page import show
+
+        show(answer, config, topology)
+    return 1 if answer.plan.fits is False else 0

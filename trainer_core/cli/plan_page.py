@@ -1,0 +1,245 @@
+"""A plan as a person reads it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from trainer_core.terminal.figures import amount, short, span
+from trainer_core.terminal.page import Page
+
+if TYPE_CHECKING:
+    from trainer_core.config import Config
+    from trainer_core.plan.answer import Answer
+    from trainer_core.plan.knobs import Knob
+    from trainer_core.plan.planning import Plan
+    from trainer_core.plan.search import Search
+    from trainer_core.plan.topology import Topology
+
+_CLASSES = {
+    "parameters": "",
+    "buffers": "",
+    "optimizer": "its state",
+    "step": "counters, the key, and what wrappers of the step keep",
+    "batch": "",
+    "accumulator": "the sum of the microbatches' gradients",
+    "gradients": "",
+    "activations": "and temporaries: what is left of XLA's figure",
+}
+
+
+def show(answer: Answer, config: Config, topology: Topology | None) -> None:
+    """Print what was found."""
+    plan = answer.plan
+    page = Page()
+    page.line()
+    page.rows(_heads(plan, config, topology), style="bold")
+    page.line()
+    _memory(page, plan)
+    page.line()
+    page.rows(_work(plan))
+    if plan.cost is not None:
+        _collectives(page, plan)
+    page.line()
+    _bound(page, plan)
+    page.line()
+    page.rows([("took", _took(plan))])
+    if answer.knobs:
+        _knobs(page, answer.knobs, plan)
+    if answer.search is not None:
+        _search(page, answer.search)
+
+
+def _heads(plan: Plan, config: Config, topology: Topology | None) -> list[tuple[str, str]]:
+    model = config.chosen["model"].candidate.name
+    preset = config.table["model"].get("preset", "")
+    named = f"{model} {preset}".strip()
+    mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
+    asked = f"{topology.text}: " if topology is not None else ""
+    batch = f"{plan.program.run.batch_size:,} sequences"
+    if plan.tokens:
+        batch += f", {plan.tokens:,} tokens a step"
+    return [
+        ("model", f"{named}, {amount(plan.program.param_count)} parameters"),
+        ("batch", batch),
+        ("devices", f"{asked}{plan.devices:,} x {plan.kind}, {mesh}"),
+        ("memory", verdict(plan)),
+    ]
+
+
+def verdict(plan: Plan) -> str:
+    """Return whether it fits, and by how much."""
+    needed = written_bytes(plan.memory.total)
+    if plan.available is None:
+        return f"{needed} a device; how much a {plan.kind} device has is not known, so no verdict"
+    has = written_bytes(plan.available)
+    if plan.fits:
+        return f"fits: {needed} of {has} a device ({plan.memory.total / plan.available:.0%})"
+    least = "at least " if not plan.memory.activations else ""
+    return f"does not fit: {least}{needed} of {has} a device" + (
+        f" ({plan.refused})" if plan.refused else ""
+    )
+
+
+def _memory(page: Page, plan: Plan) -> None:
+    total = plan.memory.total
+    rows = []
+    for name, note in _CLASSES.items():
+        size = getattr(plan.memory, name)
+        if size:
+            rows.append([f"{written_bytes(size):>10}", f"{size / total:>5.0%}", name, note])
+    rows.append([f"{written_bytes(total):>10}", "", "in all", ""])
+    page.table(["a device", "share", "for", ""], rows)
+
+
+def _work(plan: Plan) -> list[tuple[str, str]]:
+    step, model = plan.step, plan.model_flops
+    ratio = step.total / model if model else math.nan
+    dtypes = ", ".join(
+        f"{count / max(1, step.total):.0%} {dtype}" for dtype, count in step.by_dtype.most_common()
+    )
+    rows = [
+        ("flops", f"{operations(model)} a step for the model: its forward pass three times"),
+        ("", f"{operations(step.total)} in the step as it is traced ({ratio - 1:+.0%}; {dtypes})"),
+    ]
+    if plan.xla_flops is not None:
+        ours = step.in_loops_once / plan.devices
+        rows.append(
+            (
+                "",
+                f"{operations(plan.xla_flops)} a device by XLA, a loop's body counted once; these "
+                f"products, counted so: {operations(ours)}",
+            )
+        )
+    if step.unknown:
+        rows.append(("", f"not counted: {', '.join(sorted(step.unknown))}"))
+    return rows
+
+
+def _collectives(page: Page, plan: Plan) -> None:
+    assert plan.cost is not None
+    page.line()
+    if not plan.cost.exchanges:
+        page.rows([("exchange", "none between devices")])
+        return
+    page.table(
+        ["collective", "count", "bytes", "sent"],
+        [
+            [
+                kind,
+                f"{count:,}",
+                written_bytes(plan.cost.bytes_by_kind[kind]),
+                written_bytes(sum(e.sent for e in plan.cost.exchanges if e.kind == kind)),
+            ]
+            for kind, count in plan.cost.collectives.most_common()
+        ],
+    )
+    for each in sorted(plan.cost.unknown):
+        page.line(f"not all is known: {each}")
+
+
+def _bound(page: Page, plan: Plan) -> None:
+    if plan.chip is None:
+        page.rows([("time", f"no bound: nothing is known of what a {plan.kind} can do")])
+        return
+    if plan.roofline is None:
+        page.rows([("time", "no bound: the step was not compiled")])
+        return
+    bound = plan.roofline
+    rows = [
+        (
+            "at least",
+            f"compute {seconds(bound.compute)}, HBM {seconds(bound.memory)}, interconnect "
+            f"{seconds(bound.interconnect)} a step",
+        ),
+        (
+            "at best",
+            f"{seconds(bound.seconds)} a step, bound by {bound.limit}; MFU {bound.mfu:.0%}"
+            + (f", {short(plan.tokens_per_second)} tokens/s" if plan.tokens_per_second else ""),
+        ),
+        ("chip", _chip(plan)),
+    ]
+    page.rows(rows)
+
+
+def _knobs(page: Page, found: list[Knob], plan: Plan) -> None:
+    page.line()
+    page.line(("what saves memory", "bold"), ", estimated, the cheapest first")
+    page.table(
+        ["a device", "saves", "fits", "set"],
+        [
+            [
+                written_bytes(each.memory.total),
+                written_bytes(each.saved),
+                "yes" if each.memory.total <= (plan.available or 0) else "no",
+                " ".join(map(shell_word, each.changes)) + (f"  ({each.cost})" if each.cost else ""),
+            ]
+            for each in found
+        ],
+        indent=2,
+    )
+
+
+def _search(page: Page, found: Search) -> None:
+    page.line()
+    bounded = any(each.plan.roofline for each in found.ranked)
+    order = "the best bound first" if bounded else "without a bound: the least memory first"
+    page.line(("search", "bold"), f", {order}")
+    rows = []
+    for each in [*found.ranked, *found.too_large]:
+        bound = each.plan.roofline
+        rows.append(
+            [
+                seconds(bound.seconds) if bound else "",
+                f"{bound.mfu:.0%} {bound.limit}" if bound else "",
+                written_bytes(each.plan.memory.total),
+                {True: "yes", False: "no", None: ""}[each.plan.fits],
+                " ".join(map(shell_word, each.changes)) or "as it is",
+            ]
+        )
+    page.table(["a step", "MFU", "a device", "fits", "set"], rows, indent=2)
+    for reason, count in found.skipped.most_common():
+        page.line(f"  {count} not compiled: {reason}")
+
+
+def shell_word(change: str) -> str:
+    """Return `KEY=VALUE` as it is typed."""
+    return f"'{change}'" if "{" in change else change
+
+
+def _chip(plan: Plan) -> str:
+    chip = plan.chip
+    assert chip is not None
+    return (
+        f"{chip.title}, a device: {chip.flops / 1e12:,.0f} TFLOP/s bfloat16, HBM "
+        f"{chip.memory_bandwidth / 1e9:,.0f} GB/s, links {chip.links / 1e9:,.0f} GB/s one way "
+        f"({chip.source})"
+    )
+
+
+def _took(plan: Plan) -> str:
+    return f"{span(plan.build_seconds)} to build and trace, {span(plan.compile_seconds)} to compile"
+
+
+def operations(number: float) -> str:
+    """Return a number of operations: `27.0 P`, `418 M`."""
+    for scale, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if number >= scale:
+            return f"{number / scale:.3g} {letter}"
+    return f"{number:,.0f}"
+
+
+def seconds(number: float) -> str:
+    """Return a time: `3.4 s`, `120 ms`, `45 µs`."""
+    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if number >= scale:
+            return f"{number / scale:.3g} {unit}"
+    return f"{number / 1e-9:.3g} ns"
+
+
+def written_bytes(number: float) -> str:
+    """Return a size: `3.9 GiB`, `512 B`."""
+    for scale, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if number >= scale:
+            return f"{number / scale:.2f} {unit}"
+    return f"{number:.0f} B"

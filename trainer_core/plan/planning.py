@@ -1,0 +1,202 @@
+"""From a program to its plan: trace the step once, compile it once, and read what came of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import jax
+
+from trainer_core.assemble import open_run
+from trainer_core.plan.chips import Chip, chip_of
+from trainer_core.plan.cost import Cost, cost_of
+from trainer_core.plan.flops import Products, forward_products, products_of
+from trainer_core.plan.memory import Memory, memory_of, peak_of
+from trainer_core.plan.roofline import Roofline, roofline_of
+from trainer_core.program import Program, build_program
+
+if TYPE_CHECKING:
+    from trainer_core.config import Config
+
+# The names by which JAX lowers for a platform whose devices need not be there.
+_LOWERED = {"tpu": "tpu", "gpu": "cuda"}
+# XLA's allocator takes this share of a GPU unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+_GPU_SHARE = 0.75
+
+
+@attrs.frozen(kw_only=True)
+class Plan:
+    """What a step needs.
+
+    Attributes:
+        mesh: axis to devices along it.
+        kind: of a device, in JAX's words.
+        chip: its figures; None where the table has none.
+        memory: of a device; where the compiler refused, the sum is the number that it gave, or,
+            where it gave none, activations are left out.
+        available: bytes of a device that a program may use; None where that is not known.
+        refused: why the step does not fit, in the compiler's words; empty where it was compiled.
+        step: the products of a step, on all devices together.
+        forward: those of the forward pass alone.
+        xla_flops: of a device, as XLA counts, a loop's body once; None where it does not say.
+        cost: what a device exchanges; None where the step was not compiled.
+        roofline: None without a chip, or a compiled step.
+        build_seconds, compile_seconds: how long the plan took.
+    """
+
+    program: Program
+    mesh: dict[str, int]
+    kind: str
+    chip: Chip | None
+    memory: Memory
+    available: float | None
+    refused: str
+    step: Products
+    forward: Products
+    xla_flops: float | None
+    cost: Cost | None
+    roofline: Roofline | None
+    build_seconds: float
+    compile_seconds: float
+
+    @property
+    def devices(self) -> int:
+        return int(self.program.run.mesh.size)
+
+    @property
+    def tokens(self) -> int | None:
+        """In a global batch; None where its batches hold none."""
+        return self.program.tokens_per_step
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """At most, where that is known."""
+        if self.roofline is None or not self.tokens:
+            return None
+        return self.tokens / self.roofline.seconds
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether a device can hold it; None where nobody knows what it has."""
+        if self.refused:
+            return False
+        return None if self.available is None else self.memory.total <= self.available
+
+    @property
+    def model_flops(self) -> int:
+        """What a step needs for the model alone: the forward pass three times."""
+        return 3 * self.forward.total
+
+
+def plan_step(config: Config, devices: Sequence[jax.Device]) -> Plan:
+    """Compile the step of a config for devices that need not be there; nothing is allocated.
+
+    Args:
+        config: a resolved one.
+        devices: all of the mesh.
+
+    Raises:
+        UserError: the config does not fit itself or the devices.
+    """
+    began = time.perf_counter()
+    run, hooks = open_run(config, devices=devices)
+    try:
+        program = build_program(run, hooks)
+        return plan_program(program, time.perf_counter() - began)
+    finally:
+        hooks.close(run=run, error=None)
+
+
+def plan_program(program: Program, build_seconds: float = 0.0) -> Plan:
+    """Return the plan of a program, whose step is traced and compiled for it once."""
+    began = time.perf_counter()
+    mesh = program.run.mesh
+    device = mesh.devices.flat[0]
+    chip = chip_of(device.device_kind)
+    available = _available(chip, device.platform)
+    traced = program.trace_step()
+    step, forward = products_of(traced.jaxpr), forward_products(program)
+    build_seconds += time.perf_counter() - began
+
+    began = time.perf_counter()
+    outcome = _compile(traced, device.platform, memory_of(program).arguments, available)
+    compile_seconds = time.perf_counter() - began
+    memory = memory_of(program, outcome.needed)
+    cost = cost_of(outcome.compiled.as_text()) if outcome.compiled else None
+    return Plan(
+        program=program,
+        mesh=dict(mesh.shape),
+        kind=device.device_kind,
+        chip=chip,
+        memory=memory,
+        available=available,
+        refused=outcome.refused,
+        step=step,
+        forward=forward,
+        xla_flops=_xla_flops(outcome.compiled),
+        cost=cost,
+        roofline=(
+            roofline_of(chip, mesh.size, step, 3 * forward.total, memory, cost)
+            if chip and cost
+            else None
+        ),
+        build_seconds=build_seconds,
+        compile_seconds=compile_seconds,
+    )
+
+
+@attrs.frozen
+class _Outcome:
+    """A compiled step and the bytes that it needs, or why there is none."""
+
+    compiled: Any = None
+    needed: int | None = None
+    refused: str = ""
+
+
+def _compile(traced: Any, platform: str, arguments: int, available: float | None) -> _Outcome:
+    if available is not None and arguments > available:
+        # The compiler would say the same, perhaps minutes later.
+        return _Outcome(refused="the state and the batch alone are more than a device has")
+    lowered_for = {"lowering_platforms": (_LOWERED[platform],)} if platform in _LOWERED else {}
+    try:
+        compiled = traced.lower(**lowered_for).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _refusal(str(error), arguments)
+    return _Outcome(compiled, peak_of(compiled, platform))
+
+
+def _refusal(message: str, arguments: int) -> _Outcome:
+    """Read the numbers of libtpu's two refusals: early, of temporaries alone; late, of all."""
+    early = re.search(r"HLO temporaries \(([\d.]+)([KMGT])\) exceeds", message)
+    late = re.search(r"Used ([\d.]+)([KMGT]) of", message)
+    needed = None
+    if found := early or late:
+        needed = int(float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1))
+        needed += arguments if early else 0
+    said = re.search(r"[Rr]an out of memory.*", message)
+    return _Outcome(None, needed, (said[0] if said else message)[:160])
+
+
+def _available(chip: Chip | None, platform: str) -> float | None:
+    if chip is None:
+        return None
+    if platform != "gpu":
+        return chip.memory
+    return chip.memory * float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", _GPU_SHARE))
+
+
+def _xla_flops(compiled: Any) -> float | None:
+    """XLA's own count; it does not make one for every platform."""
+    try:
+        analysis = compiled.cost_analysis() if compiled else None
+    except Exception:
+        return None
+    found = (analysis or {}).get("flops")
+    return None if found is None or found <= 0 else float(found)

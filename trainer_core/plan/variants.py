@@ -1,0 +1,54 @@
+"""One recipe on the same devices with other settings: built of shapes, or compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+
+from trainer_core.assemble import open_run
+from trainer_core.config import load_config
+from trainer_core.plan.planning import Plan, plan_step
+from trainer_core.program import Program, build_program
+
+if TYPE_CHECKING:
+    import jax
+
+    from trainer_core.config import Config
+
+
+@attrs.frozen
+class Variants:
+    """What a plan can be made of again.
+
+    Attributes:
+        recipe: a TOML file; None for the defaults.
+        overrides: `KEY=VALUE`, as they were typed.
+        devices: all of the mesh.
+    """
+
+    recipe: Path | None
+    overrides: Sequence[str]
+    devices: Sequence[jax.Device]
+
+    def config(self, *changes: str) -> Config:
+        """Return the config with these `KEY=VALUE` on top.
+
+        Raises:
+            UserError: they do not fit it.
+        """
+        return load_config(self.recipe, [*self.overrides, *changes])
+
+    def build(self, *changes: str) -> Program:
+        """Return the program of `config`; nothing is compiled."""
+        run, hooks = open_run(self.config(*changes), devices=self.devices)
+        try:
+            return build_program(run, hooks)
+        finally:
+            hooks.close(run=run, error=None)
+
+    def plan(self, *changes: str) -> Plan:
+        """Return the plan of `config`, whose step is compiled."""
+        return plan_step(self.config(*changes), self.devices)
