@@ -27,10 +27,9 @@ def done(tmp_path: Path) -> Path:
 
 def test_a_run_directory_holds_its_config_and_its_versions(done: Path) -> None:
     written = tomllib.loads((done / "config.toml").read_text())
-    # All but where the processes were: a later command would wait for them.
-    resolved = dict(load_config(done / "config.toml").table)
-    del resolved["distributed"]
-    assert written == resolved | {"run": written["run"]}
+    read = dict(load_config(done / "config.toml").table)
+    del read["distributed"]  # where the processes were, for which a later command would wait
+    assert written == read | {"run": written["run"]}
     assert written["run"]["steps"] == 1
     found = json.loads((done / "versions.json").read_text())
     assert {"plugins", "stack", "python", "trainer-core"} <= set(found)
