@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from trainer_core.terminal.figures import amount, short, span
+from trainer_core.terminal.figures import amount, exact_size, short, span
 from trainer_core.terminal.page import Page
 
 if TYPE_CHECKING:
@@ -69,10 +69,10 @@ def _heads(plan: Plan, config: Config, topology: Topology | None) -> list[tuple[
 
 def verdict(plan: Plan) -> str:
     """Return whether it fits, and by how much."""
-    needed = written_bytes(plan.memory.total)
+    needed = exact_size(plan.memory.total)
     if plan.available is None:
         return f"{needed} a device; how much a {plan.kind} device has is not known, so no verdict"
-    has = written_bytes(plan.available)
+    has = exact_size(plan.available)
     if plan.fits:
         return f"fits: {needed} of {has} a device ({plan.memory.total / plan.available:.0%})"
     least = "at least " if not plan.memory.activations else ""
@@ -87,8 +87,8 @@ def _memory(page: Page, plan: Plan) -> None:
     for name, note in _CLASSES.items():
         size = getattr(plan.memory, name)
         if size:
-            rows.append([f"{written_bytes(size):>10}", f"{size / total:>5.0%}", name, note])
-    rows.append([f"{written_bytes(total):>10}", "", "in all", ""])
+            rows.append([f"{exact_size(size):>10}", f"{size / total:>5.0%}", name, note])
+    rows.append([f"{exact_size(total):>10}", "", "in all", ""])
     page.table(["a device", "share", "for", ""], rows)
 
 
@@ -128,8 +128,8 @@ def _collectives(page: Page, plan: Plan) -> None:
             [
                 kind,
                 f"{count:,}",
-                written_bytes(plan.cost.bytes_by_kind[kind]),
-                written_bytes(sum(e.sent for e in plan.cost.exchanges if e.kind == kind)),
+                exact_size(plan.cost.bytes_by_kind[kind]),
+                exact_size(sum(e.sent for e in plan.cost.exchanges if e.kind == kind)),
             ]
             for kind, count in plan.cost.collectives.most_common()
         ],
@@ -169,8 +169,8 @@ def _knobs(page: Page, found: list[Knob], plan: Plan) -> None:
         ["a device", "saves", "fits", "set"],
         [
             [
-                written_bytes(each.memory.total),
-                written_bytes(each.saved),
+                exact_size(each.memory.total),
+                exact_size(each.saved),
                 "yes" if each.memory.total <= (plan.available or 0) else "no",
                 " ".join(map(shell_word, each.changes)) + (f"  ({each.cost})" if each.cost else ""),
             ]
@@ -192,7 +192,7 @@ def _search(page: Page, found: Search) -> None:
             [
                 seconds(bound.seconds) if bound else "",
                 f"{bound.mfu:.0%} {bound.limit}" if bound else "",
-                written_bytes(each.plan.memory.total),
+                exact_size(each.plan.memory.total),
                 {True: "yes", False: "no", None: ""}[each.plan.fits],
                 " ".join(map(shell_word, each.changes)) or "as it is",
             ]
@@ -235,11 +235,3 @@ def seconds(number: float) -> str:
         if number >= scale:
             return f"{number / scale:.3g} {unit}"
     return f"{number / 1e-9:.3g} ns"
-
-
-def written_bytes(number: float) -> str:
-    """Return a size: `3.9 GiB`, `512 B`."""
-    for scale, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if number >= scale:
-            return f"{number / scale:.2f} {unit}"
-    return f"{number:.0f} B"

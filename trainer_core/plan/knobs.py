@@ -111,6 +111,13 @@ def _candidates(plan: Plan) -> Iterator[tuple[str, str]]:
     data, fsdp = plan.mesh.get("data", 1), plan.mesh.get("fsdp", 1)
     if data > 1 and shard.get("optimizer_state") == "like_params":
         yield "shard.optimizer_state=zero1", "parameters are gathered after each step"
+    if (
+        data > 1
+        and accumulate.get("gradients") == "like_params"
+        and accumulate.get("reduce") == "each"
+        and accumulate["microbatches"] > 1
+    ):
+        yield "accumulate.gradients=zero2", "parameters are gathered after each step"
     if data > 1 and {"data", "fsdp"} <= set(shard.get("mesh", ())):
         mesh = {**plan.mesh, "data": 1, "fsdp": data * fsdp}
         yield mesh_setting(mesh), "parameters are gathered for each pass"

@@ -10,6 +10,7 @@ import attrs
 import jax
 import jax.numpy as jnp
 
+from trainer_core.axes import also_over
 from trainer_core.program import Program
 
 
@@ -117,13 +118,15 @@ def _accumulator(program: Program) -> int:
     settings: Mapping[str, Any] = program.run.config["accumulate"]
     if settings.get("microbatches", 1) == 1:
         return 0
-    width = jnp.dtype(settings.get("dtype", "float32")).itemsize
-    params = program.abstract_state.params
-    return device_bytes(
-        jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.int8, sharding=leaf.sharding), params
-        )
-    ) * int(width)
+    dtype = jnp.dtype(settings.get("dtype", "float32"))
+
+    def summed(leaf: Any) -> jax.ShapeDtypeStruct:
+        lies = leaf.sharding
+        if settings.get("gradients") == "zero2":
+            lies = also_over(leaf.shape, lies, "data")
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=lies)
+
+    return device_bytes(jax.tree.map(summed, program.abstract_state.params))
 
 
 def _width(dtype: Any) -> int:

@@ -24,13 +24,16 @@ def amount(number: float) -> str:
     return f"{text[:-1]} {text[-1]}"
 
 
-def size(number: int) -> str:
+def size(number: float) -> str:
     """Return bytes: `512 B`, `64 KiB`, `1.5 MiB`, `96.5 GiB`."""
-    for scale, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        # 1023.96 KiB would be written as 1024.
-        if number >= scale * 0.99995:
-            return f"{number / scale:.1f}".removesuffix(".0") + f" {unit}"
-    return f"{number} B"
+    scale, unit = _bytes_scale(number)
+    return f"{number / scale:.1f}".removesuffix(".0") + f" {unit}"
+
+
+def exact_size(number: float) -> str:
+    """Return bytes with two decimals, always as many: `512 B`, `64.00 KiB`, `96.47 GiB`."""
+    scale, unit = _bytes_scale(number)
+    return f"{number / scale:.{0 if scale == 1 else 2}f} {unit}"
 
 
 def steps(number: int) -> str:
@@ -83,6 +86,12 @@ def norm(value: float) -> str:
         return f"{value:.1e}"
     digits = 3 if value < 9.9995 else 2 if value < 99.995 else 1
     return f"{value:.{digits}f}"
+
+
+def _bytes_scale(number: float) -> tuple[int, str]:
+    scales = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+    # 1023.96 KiB would be written as 1024.
+    return next((each for each in scales if number >= each[0] * 0.99995), (1, "B"))
 
 
 def _three_digits(number: float) -> str:
