@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import math
 from importlib.metadata import version
 from typing import Any
 
 import attrs
 import jax
 import numpy as np
+import optax
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from packaging.version import Version
 from programs import Parts, assert_bitwise_equal, build, host, recipe
 
 from trainer_core import UserError, hookimpl, plugin
 from trainer_core.config import load_config
-from trainer_core.defaults.shard import Rules
+from trainer_core.defaults.shard import Rules, derived_shardings
 from trainer_core.sharding_table import sharding_table
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -153,6 +156,56 @@ def test_factored_optimizer_state_is_spread_along_the_axis_that_it_keeps() -> No
     assert spread == (["fsdp", "tensor"] if carried else [])
     state, _ = parts.step(parts.state(), parts.batch(0))
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == parts.program.shardings.state
+
+
+def transformations() -> dict[str, optax.GradientTransformation]:
+    """Every transformation of optax that can be made from its defaults and keeps arrays."""
+    found = {}
+    for module in (optax, optax.contrib):
+        for name, make in vars(module).items():
+            if name.startswith("_") or not callable(make):
+                continue
+            for arguments in ((), (0.1,)):
+                with contextlib.suppress(Exception):
+                    made = make(*arguments)
+                    sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(made.init, LAID))]
+                    if isinstance(made, optax.GradientTransformation) and max(sizes) > 32:
+                        found[name] = made
+                        break
+    return found
+
+
+LAID = {
+    "layers": {"kernel": jax.ShapeDtypeStruct((3, 16, 32), np.float32)},
+    "kernel": jax.ShapeDtypeStruct((16, 32), np.float32),
+}
+
+
+@pytest.mark.eight_devices
+def test_the_state_of_every_transformation_of_optax_is_spread() -> None:
+    mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    kernel = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
+    lies = {
+        "layers": {"kernel": NamedSharding(mesh, PartitionSpec(None, "fsdp", "tensor"))},
+        "kernel": kernel,
+    }
+    made = transformations()
+    assert len(made) >= 48
+    for name, optimizer in made.items():
+
+        def derive(params: Any, optimizer: Any = optimizer) -> Any:
+            return optimizer.init(params), {}
+
+        state = jax.eval_shape(optimizer.init, LAID)
+        shardings, _ = derived_shardings(derive, LAID, lies, mesh)
+        whole = held = 0
+        for leaf, where in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
+            whole += leaf.size
+            held += math.prod(where.shard_shape(leaf.shape))
+        # An eighth of what is large. GaLore's projections belong to no axis of a parameter, and
+        # SM3 keeps a number a row, which a column's devices share.
+        most = {"galore": 0.4, "scale_by_galore": 0.4, "sm3": 0.16, "scale_by_sm3": 0.16}
+        assert held <= most.get(name, 0.13) * whole, name
 
 
 @pytest.mark.eight_devices

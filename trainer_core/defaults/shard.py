@@ -102,7 +102,7 @@ class Rules:
         self._check_rules(run, model)
         replicated = NamedSharding(run.mesh, PartitionSpec())
         params = jax.tree.map(run.axes.param_sharding, model.params)
-        opt_state, extra = _derived_shardings(derive, abstract_state.params, params, run.mesh)
+        opt_state, extra = derived_shardings(derive, abstract_state.params, params, run.mesh)
         if self.optimizer_state == "zero1":
             opt_state = jax.tree.map(
                 lambda leaf, sharding: also_over(leaf.shape, sharding, "data"),
@@ -153,15 +153,15 @@ def _names(rule: str | list[str]) -> list[str]:
     return [rule] if isinstance(rule, str) else rule
 
 
-def _derived_shardings(
+def derived_shardings(
     derive: Callable[[Params], tuple[Any, dict[str, Any]]], params: Params, placed: Any, mesh: Mesh
 ) -> tuple[Any, dict[str, Any]]:
     """Return where the state lies that `derive` makes from the parameters.
 
     Traced under an Explicit abstract mesh, JAX itself carries the shardings through `init`, also
     to the row and column factors of adafactor. Where that raises, or says nothing of a leaf, the
-    leaf follows the parameter whose path its own ends with, if their shapes are equal; all else
-    is replicated.
+    leaf follows the parameter whose path its own ends with, if their shapes are equal but for
+    axes in front; all else is replicated.
     """
     import jax
     from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
@@ -183,8 +183,10 @@ def _derived_shardings(
         names = tuple(map(str, path))
         for start in range(len(names)):
             shape, follows = known.get(names[start:], (None, spec))
-            if shape == leaf.shape and not any(spec):
-                spec = follows
+            # In front there may be more axes: L-BFGS keeps the last of its steps so.
+            before = len(leaf.shape) - len(shape or ())
+            if shape == leaf.shape[before:] and not any(spec):
+                spec = PartitionSpec(*[None] * before, *follows)
         return NamedSharding(mesh, spec)
 
     try:
