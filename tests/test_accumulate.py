@@ -233,6 +233,26 @@ def test_knowing_the_weights_first_costs_no_forward_pass(depth: int) -> None:
     assert products(4) == products(1)
 
 
+def test_memory_is_that_of_one_microbatch_and_a_float32_gradient() -> None:
+    """The batch, cut into parts once, comes on top, and its weights, which are cut twice."""
+
+    def lowered(rows: int, count: int) -> Any:
+        parts = build(recipe(data={"batch_size": rows}, accumulate={"microbatches": count}))
+        state, batch = parts.program.abstract_state, parts.program.abstract_batch
+        given = (state.params, state.buffers, batch, jax.random.key(0))
+        memory = jax.jit(parts.grad_fn).lower(*given).compile().memory_analysis()
+        return memory.temp_size_in_bytes, (state.params, batch)
+
+    whole, (params, batch) = lowered(8192, 1)
+    part, parts = lowered(512, 1)[0], lowered(8192, 16)[0]
+    gradient = sum(4 * leaf.size for leaf in jax.tree.leaves(params))
+    cut = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch))
+    weights = 2 * sum(batch[name].size * 4 for name in ("weights", "others"))
+    slack = 16 * 1024  # counters, keys, a term for each part
+    assert parts <= part + gradient + cut + weights + slack
+    assert whole > 2 * parts
+
+
 @pytest.mark.eight_devices
 def test_the_split_moves_no_rows_between_devices() -> None:
     parts = build(recipe(data={"batch_size": 32}, accumulate={"microbatches": 4}))
