@@ -62,9 +62,13 @@ def build_held_out_loss(program: Program) -> Callable[[TrainState, int], Metrics
 
     def losses(state: TrainState, batches: int) -> Metrics:
         # One batch in flight while the next is prepared; float64 on the host for the total.
-        parts = []
+        parts: list[Any] = []
         for index in range(batches):
             batch = program.place(program.data.held_out(index))
+            if parts and program.run.processes > 1:
+                # Batches do not depend on each other: on CPUs their collectives would run side by
+                # side, in another order on each process, and wait for each other for ever.
+                jax.block_until_ready(parts[-1])
             parts.append(compiled(state.params, state.buffers, state.key, batch))
         totals = jax.tree.map(lambda *each: sum(map(float, each)), *jax.device_get(parts))
         found = jax.device_get(divide(totals))

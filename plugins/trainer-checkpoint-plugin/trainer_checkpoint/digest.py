@@ -45,14 +45,22 @@ class Check:
 
 
 def begin_checks(arrays: Mapping[Path, jax.Array]) -> dict[Path, Any]:
-    """Begin to compute the digest of each array; returns at once, for `finish_checks`.
+    """Begin to compute the digest of each array, for `finish_checks`.
+
+    Returns at once in one process. In several it waits for each: on CPUs their collectives, and
+    those of Orbax that follow, would run side by side, in another order on each process, for ever.
 
     Args:
         arrays: of any shape, numeric dtype and sharding; no typed keys. They may be donated
             afterwards.
     """
     _compile({(array.shape, array.dtype, array.sharding): array for array in arrays.values()})
-    return {path: _check(array) for path, array in arrays.items()}
+    running = {}
+    for path, array in arrays.items():
+        running[path] = _check(array)
+        if jax.process_count() > 1:
+            jax.block_until_ready(running[path])
+    return running
 
 
 def finish_checks(running: Mapping[Path, Any]) -> dict[Path, Check]:
