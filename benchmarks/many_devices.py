@@ -144,6 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=12)
     rounds = parser.parse_args().rounds
+    jax.config.update("jax_enable_compilation_cache", False)
     table = Table(
         "mesh", "step", "ms", "ours beside it", "collectives", "MiB", "Gflop", "compile, s"
     )
@@ -151,7 +152,10 @@ def main() -> None:
         program = program_on(mesh)
         hand = ByHand(program)
         batch = program.place(program.data.batch(0))
-        states = [program.initial_state(), hand.initial(program.initial_state().params)]
+        # One program at a time: the threads of simulated devices can wait for each other for ever.
+        states = [jax.block_until_ready(program.initial_state())]
+        params = jax.block_until_ready(program.initial_state().params)
+        states.append(jax.block_until_ready(hand.initial(params)))
         steps, rows = [], []
         lowered = [
             program.trace_step().lower(),
@@ -168,7 +172,7 @@ def main() -> None:
         for turn in range(rounds + 1):
             for each in (0, 1) if turn % 2 else (1, 0):
                 began = time.perf_counter()
-                states[each], metrics = steps[each](states[each], batch)
+                states[each], metrics = jax.block_until_ready(steps[each](states[each], batch))
                 losses[each] = float(metrics["loss"])
                 if turn:
                     seconds[each].append(time.perf_counter() - began)

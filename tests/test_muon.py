@@ -173,6 +173,8 @@ def test_on_explicit_axes_it_is_the_same(settings: Any, quick_compiles: None) ->
         found = updated(muon(RATE, infos, placement=placement_of(placed), **settings), placed)
     assert_bitwise_equal(found, updated(muon(RATE, infos, **settings), arrays))
     assert all(leaf.sharding.spec == spec for leaf in jax.tree.leaves(found))
+    with pytest.raises(ValueError, match=r"call muon's update within `with jax.set_mesh\(mesh\):`"):
+        updated(muon(RATE, infos, placement=placement_of(placed), **settings), placed)
 
 
 # ------------------------------------------------------------------ whole runs

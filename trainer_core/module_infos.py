@@ -87,7 +87,7 @@ def module_info(path: str, value: Any, told: Told, stacking: str) -> ParamInfo:
         dtype=value.dtype,
         axes=tuple(Axis(name, role) for name, role in zip(names, all_roles, strict=True)),
         kind=told.kind,
-        blocks=tuple(told.blocks),
+        blocks=tuple(dict(told.blocks).items()),
     )
 
 

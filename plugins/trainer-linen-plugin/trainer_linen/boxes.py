@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -66,7 +66,7 @@ def with_info(
     names: Sequence[str | None] | None = None,
     kind: Kind | None = None,
     roles: Sequence[Role] | None = None,
-    blocks: Sequence[tuple[str, int]] = (),
+    blocks: Mapping[str, int] | Sequence[tuple[str, int]] = (),
 ) -> Callable[..., Any]:
     """Return an initialiser that also says what its parameter is for.
 
@@ -87,7 +87,7 @@ def with_info(
             names=None if names is None else tuple(names),
             kind=kind,
             roles=None if roles is None else tuple(roles),
-            blocks=tuple((name, size) for name, size in blocks),
+            blocks=tuple(dict(blocks).items()),
         )
 
     return described

@@ -332,6 +332,8 @@ def test_wrong_settings_are_refused() -> None:
         muon(0.1, {}, kinds=["matrices"])
     with pytest.raises(ValueError, match='rules: "p" = "sgd": expected "muon" or "adamw"'):
         muon(0.1, {}, rules={"p": "sgd"})
+    with pytest.raises(TypeError, match="learning_rate is a str; expected a number, or a sched"):
+        muon("1e-3", {})  # type: ignore[arg-type]
     for wrong in (None, {"p": np.zeros((4, 8))}):
         with pytest.raises(TypeError, match=r"expected a ParamInfo for each .* trainer_muon"):
             muon(0.1, wrong)

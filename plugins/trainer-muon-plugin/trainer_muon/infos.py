@@ -26,7 +26,8 @@ class Description:
         axes: a name and a role for each axis: `"layers:stack embed:in heads:out head_dim:out"`;
             the roles are in, out, stack and other.
         kind: as in `trainer_core.ParamInfo`: matrix, embedding, norm, bias, ...
-        blocks: the parts of a fused projection, name to size, along the `out` axes.
+        blocks: the parts of a fused projection, name to size, along the `out` axes in order:
+            `{"query": 512, "key": 128, "value": 128}`; each is a matrix of its own.
     """
 
     axes: str = attrs.field(validator=instance_of(str))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import jax
@@ -29,13 +30,18 @@ def muon(
         learning_rate: a number, or a schedule of updates made.
         params_info: a `ParamInfo` for each parameter, in their tree; `describe` makes it.
         placement: of the parameters on a mesh, from `placement_of`; by default each array is
-            whole, or XLA decides how the work is spread.
+            whole, or, on a mesh of Auto axes, XLA decides how the work is spread.
         **settings: as in `[optimizer]`, see `trainer_muon.plugin.Muon`.
 
     Raises:
-        TypeError: something else than a ParamInfo among them.
+        TypeError: a learning rate that is none, something else than a ParamInfo.
         ValueError: settings, or a parameter, that do not fit; see `trainer_muon.plan.make_plan`.
     """
+    if not callable(learning_rate) and not isinstance(learning_rate, Real | jax.Array):
+        raise TypeError(
+            f"muon: learning_rate is a {type(learning_rate).__name__}; expected a number, or a "
+            f"schedule of updates made"
+        )
     leaves = [None] if params_info is None else jax.tree.leaves(params_info)
     for leaf in leaves:
         if not isinstance(leaf, ParamInfo):

@@ -296,6 +296,12 @@ def _in_auto_axes(function: Any, matrices: list[Planned], mesh: Mesh | None, nor
         return function
     if len(set(mesh.axis_types)) > 1:
         raise ValueError(f"muon needs a mesh whose axes are of one type, not {mesh.axis_types}")
+    if jax.sharding.get_abstract_mesh().empty:
+        raise ValueError(
+            "the parameters lie on a mesh whose axes are Explicit, as jax.make_mesh makes them: "
+            "call muon's update within `with jax.set_mesh(mesh):`, or give jax.make_mesh "
+            "axis_types=(jax.sharding.AxisType.Auto,) for each axis"
+        )
     lies = [PartitionSpec(*(axes or None for axes in each.spread)) for each in matrices]
     kept = [PartitionSpec()] * (len(matrices) if normuon else 0)
     return jax.sharding.auto_axes(function, out_sharding=(lies, kept))
