@@ -173,8 +173,10 @@ def test_on_explicit_axes_it_is_the_same(settings: Any, quick_compiles: None) ->
         found = updated(muon(RATE, infos, placement=placement_of(placed), **settings), placed)
     assert_bitwise_equal(found, updated(muon(RATE, infos, **settings), arrays))
     assert all(leaf.sharding.spec == spec for leaf in jax.tree.leaves(found))
+    optimizer = muon(RATE, infos, placement=placement_of(placed), **settings)
+    state = optimizer.init(placed)
     with pytest.raises(ValueError, match=r"call muon's update within `with jax.set_mesh\(mesh\):`"):
-        updated(muon(RATE, infos, placement=placement_of(placed), **settings), placed)
+        jax.jit(optimizer.update)(placed, state, placed)
 
 
 # ------------------------------------------------------------------ whole runs

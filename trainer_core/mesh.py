@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 
 import jax
@@ -50,6 +50,15 @@ def make_mesh(
             allow_split_physical_axes=True,
         )
     return Mesh(placed, tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
+
+
+def must_run_in_turn(devices: Collection[jax.Device]) -> bool:
+    """Whether two programs on these devices may not be in flight at once.
+
+    On CPUs their collectives run side by side, and can wait for each other for ever: several
+    devices of one process for threads, several processes for the same order.
+    """
+    return len(devices) > 1 and next(iter(devices)).platform == "cpu"
 
 
 def _shape(sizes: Sizes, devices: Sequence[jax.Device]) -> dict[str, int]:

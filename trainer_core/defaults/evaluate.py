@@ -45,6 +45,7 @@ def build_held_out_loss(program: Program) -> Callable[[TrainState, int], Metrics
     import jax
 
     from trainer_core.loss import build_loss, term_losses
+    from trainer_core.mesh import must_run_in_turn
 
     evaluate = build_loss(program.model, train=False)
 
@@ -63,11 +64,10 @@ def build_held_out_loss(program: Program) -> Callable[[TrainState, int], Metrics
     def losses(state: TrainState, batches: int) -> Metrics:
         # One batch in flight while the next is prepared; float64 on the host for the total.
         parts: list[Any] = []
+        in_turn = must_run_in_turn(program.run.mesh.devices.ravel().tolist())
         for index in range(batches):
             batch = program.place(program.data.held_out(index))
-            if parts and program.run.processes > 1:
-                # Batches do not depend on each other: on CPUs their collectives would run side by
-                # side, in another order on each process, and wait for each other for ever.
+            if parts and in_turn:
                 jax.block_until_ready(parts[-1])
             parts.append(compiled(state.params, state.buffers, state.key, batch))
         totals = jax.tree.map(lambda *each: sum(map(float, each)), *jax.device_get(parts))

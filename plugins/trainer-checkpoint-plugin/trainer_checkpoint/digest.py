@@ -25,6 +25,8 @@ import attrs
 import jax
 import jax.numpy as jnp
 
+from trainer_core.mesh import must_run_in_turn
+
 Path: TypeAlias = tuple[str, ...]
 
 _GOLDEN = 0x9E3779B9
@@ -47,8 +49,8 @@ class Check:
 def begin_checks(arrays: Mapping[Path, jax.Array]) -> dict[Path, Any]:
     """Begin to compute the digest of each array, for `finish_checks`.
 
-    Returns at once in one process. In several it waits for each: on CPUs their collectives, and
-    those of Orbax that follow, would run side by side, in another order on each process, for ever.
+    Returns at once, but waits for each where programs must run in turn: also for those of Orbax,
+    which follow.
 
     Args:
         arrays: of any shape, numeric dtype and sharding; no typed keys. They may be donated
@@ -58,7 +60,7 @@ def begin_checks(arrays: Mapping[Path, jax.Array]) -> dict[Path, Any]:
     running = {}
     for path, array in arrays.items():
         running[path] = _check(array)
-        if jax.process_count() > 1:
+        if must_run_in_turn(array.sharding.device_set):
             jax.block_until_ready(running[path])
     return running
 
