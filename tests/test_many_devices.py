@@ -7,9 +7,11 @@ import functools
 import itertools
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import attrs
+import decoders
 import jax
 import numpy as np
 import pytest
@@ -93,6 +95,24 @@ def test_the_losses_are_those_of_one_device(mesh: str, microbatches: int, framew
     for step in range(STEPS):
         assert found[step] == pytest.approx(expected[step], rel=(step + 1) * REASSOCIATION)
     assert abs(expected[1] - expected[0]) > 1e-3 * expected[0]
+
+
+@pytest.mark.long
+def test_many_arrays_on_many_devices_are_saved_and_gone_on_with(tmp_path: Path) -> None:
+    """Digests are a program each, whose collectives once waited for each other's threads."""
+
+    def run(steps: int) -> Any:
+        return decoders.trained(
+            tmp_path,
+            "nnx",
+            steps,
+            model={"scan": False, "layers": 4},
+            shard={"mesh": {"data": 1, "fsdp": 4, "tensor": 2}},
+            checkpoint={"use": "orbax", "every": 2},
+        )
+
+    run(2)
+    assert run(4).resumed_from == 2
 
 
 def test_no_device_ever_holds_more_than_its_share_of_the_initial_state() -> None:

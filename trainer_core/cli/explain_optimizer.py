@@ -65,7 +65,8 @@ def _totals(table: Sequence[Row], optimizer: str) -> list[tuple[str, str]]:
     by_rule: dict[str, list[Row]] = {}
     for row in table:
         by_rule.setdefault(str(_told(row, optimizer)["rule"]), []).append(row)
-    return [(rule, _total(rows)) for rule, rows in by_rule.items()]
+    totals = [(rule, _total(rows)) for rule, rows in by_rule.items()]
+    return [*totals, ("in all", _total(table))] if len(totals) > 1 else totals
 
 
 def _total(rows: Sequence[Row]) -> str:

@@ -147,6 +147,22 @@ def test_a_matrix_of_another_kind_is_bitwise_adamw(kind: Any) -> None:
     np.testing.assert_array_equal(found["p"], expected["p"])
 
 
+def test_low_rank_adapters_are_matrices_and_bitwise_adamw_where_a_rule_says_so() -> None:
+    params = {"lora_a": shapes.random((3, 12, 2), 1), "lora_b": shapes.random((3, 2, 12), 2)}
+    infos = describe(
+        params,
+        {
+            "lora_a": Description("layers:stack embed:in rank:out"),
+            "lora_b": Description("layers:stack rank:in mlp:out"),
+        },
+    )
+    adamw = trained(optax.adamw(RATE, b2=0.95, weight_decay=0.1), params, 3)
+    found = trained(muon(RATE, infos, rules={"lora_*": "adamw"}), params, 3)
+    assert all(np.array_equal(found[name], adamw[name]) for name in params)
+    found = trained(muon(RATE, infos), params, 3)
+    assert not any(np.array_equal(found[name], adamw[name]) for name in params)
+
+
 def test_it_is_an_optimizer_of_nnx() -> None:
     """Which passes its state with Variables here, and plain arrays there."""
     nnx = pytest.importorskip("flax.nnx")
