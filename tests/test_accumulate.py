@@ -254,6 +254,28 @@ def test_memory_is_that_of_one_microbatch_and_a_float32_gradient() -> None:
 
 
 @pytest.mark.eight_devices
+def test_reduced_once_a_mean_counts_once_too() -> None:
+    """Beside a ragged sum; on each device it is that of its own rows, which for a mean of a linear
+    function is the same. The numbers are such that float32 adds them exactly."""
+
+    def terms(params: Any, buffers: Any, batch: Any, key: Any, train: bool) -> Any:
+        each = params["p"] * batch["x"]
+        mean = Term(jnp.mean(each), jnp.ones(()))
+        return {"mean": mean, "sum": Term(jnp.sum(each * batch["w"]), jnp.sum(batch["w"]))}, buffers
+
+    batch = {
+        "x": np.arange(32, dtype=np.float32),
+        "w": np.repeat([0, 1, 3, 4], 8).astype(np.float32),
+    }
+    each, once = (
+        accumulated(terms, {"p": jnp.float32(2)}, batch, 4, reduce=reduce)
+        for reduce in ("each", "once")
+    )
+    assert each.grads["p"] == np.mean(batch["x"]) + np.average(batch["x"], weights=weights)
+    assert (once.grads["p"], once.loss) == (each.grads["p"], each.loss)
+
+
+@pytest.mark.eight_devices
 def test_the_split_moves_no_rows_between_devices() -> None:
     parts = build(recipe(data={"batch_size": 32}, accumulate={"microbatches": 4}))
     program = parts.program
@@ -286,6 +308,7 @@ def accumulated(
     buffers: dict[str, Any] | None = None,
     coefficients: dict[str, float] | None = None,
     dtype: str = "float32",
+    reduce: str = "each",
 ) -> Gradient:
     """Return the gradient of a model of one line."""
 
@@ -300,7 +323,7 @@ def accumulated(
         coefficients=coefficients or {},
     )
     run = run_of(len(next(iter(batch.values()))))
-    plugin = Microbatch(microbatches=microbatches, dtype=dtype)
+    plugin = Microbatch(microbatches=microbatches, dtype=dtype, reduce=reduce)
     grad_fn = plugin.accumulate(run=run, model=model, loss=build_loss(model))
     found: Gradient = host(jax.jit(grad_fn)(params, buffers or {}, batch, jax.random.key(0)))
     return found

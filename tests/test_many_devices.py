@@ -74,7 +74,7 @@ def trained_on_one(framework: str, tables: str) -> tuple[Any, list[float]]:
     return trained(on({"data": 1}, framework, **json.loads(tables)))
 
 
-ONES = [("fsdp", 1, "nnx"), ("all three", 4, "linen")]
+ONES = [("all three", 4, "linen")]
 OTHERS = [
     each
     for each in itertools.product(MESHES, [1, 4], FRAMEWORKS)
@@ -178,6 +178,7 @@ def test_gradients_are_added_up_once_where_asked() -> None:
     assert set(once.cost.collectives) == {"all-reduce"}
 
 
+@pytest.mark.long
 def test_beside_a_tensor_axis_they_are_too() -> None:
     mesh = '{"data": 4, "tensor": 2}'
     each, once = gradient_on(mesh), gradient_on(mesh, reduce="once")

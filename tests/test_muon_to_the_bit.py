@@ -27,7 +27,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 # Of 2 layers there are fewer matrices of each shape than devices, of 4 as many (query and out),
 # of 3 six and nine.
 DEPTHS = [(2, True), (3, False), (4, True)]
-SOME = [("fsdp", (3, False)), ("fsdp and tensor", (3, False)), ("all three", (3, False))]
+SOME = [("fsdp and tensor", (3, False)), ("all three", (3, False))]
 
 
 @functools.cache

@@ -321,6 +321,11 @@ def test_a_rule_for_a_mesh_axis_that_is_not_there_is_an_error() -> None:
     )
 
 
+def test_a_mesh_axis_twice_in_a_rule_is_an_error() -> None:
+    message = refused(shard={"rules": {"batch": ["data", "data"]}})
+    assert "[shard] rules: batch = ['data', 'data'] names an axis twice" in message
+
+
 @pytest.mark.parametrize("size", [8, -1])
 def test_a_mesh_axis_that_no_rule_uses_is_an_error_with_its_place(
     size: int, user_file: Any

@@ -177,7 +177,10 @@ class AxisRules:
 
     def _check(self, where: str, rules: Rules, key: str) -> None:
         for name, rule in rules.items():
-            for axis in _several(rule):
+            axes = _several(rule)
+            if len(set(axes)) < len(axes):
+                raise UserError(f"{where}: {name} = {list(axes)} names an axis twice", key)
+            for axis in axes:
                 if axis not in self.mesh.shape:
                     raise UserError(
                         f"{where}: {name} = {axis!r}: the mesh has no such axis"

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 OPTIMIZER = "optimizer.json"  # what the optimizer does with each parameter
 STACK = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pluggy")
 _SEEN_WITHIN = 10.0  # seconds: network file systems show a new file late
+_COMPILING = 86_400.0  # seconds
 _TRAINING = "start a new run with run.name=NAME, or go on with the new values by --accept-changes"
 # Hooks by which a plugin can only watch: adding or removing it changes nothing that is trained.
 _WATCHING = {"start", "report", "evaluate", "save", "phase", "close"}
@@ -85,7 +86,9 @@ def _write(config: Config, program: Program) -> None:
 
 
 def _check_shared(run: Run) -> None:
-    mark = run.directory / f".seen-by-all-{run.agree(uuid4().hex)}"
+    # One whose compile cache was cold may come many minutes later; one that is dead is noticed.
+    name = run.gather(uuid4().hex if run.is_main else None, seconds=_COMPILING)[0]
+    mark = run.directory / f".seen-by-all-{name}"
     if run.is_main:
         mark.touch()
     run.agree(None)  # it is there

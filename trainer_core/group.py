@@ -49,7 +49,7 @@ class Group:
         atexit.register(watch.join)
         atexit.register(self._ends.set)
 
-    def gather(self, value: Any) -> dict[int, Any]:
+    def gather(self, value: Any, seconds: float | None = None) -> dict[int, Any]:
         """Return what each process gave, by its index; None counts as nothing.
 
         All processes call it, the same number of times. It costs two calls of the coordination
@@ -57,12 +57,14 @@ class Group:
 
         Args:
             value: JSON.
+            seconds: to wait for the others; by default the timeout.
 
         Raises:
             RunError: another process has failed, or did not come in time.
         """
+        seconds = self.timeout if seconds is None else seconds
         try:
-            found = self._meet(None if value is None else {"value": value}, self.timeout)
+            found = self._meet(None if value is None else {"value": value}, seconds)
         except Exception as error:
             self._ends.set()
             raise RunError(self._why(error)) from error

@@ -186,8 +186,8 @@ class Run:
         """
         return self.gather(value if self.is_main else None).get(0)
 
-    def gather(self, value: Any) -> dict[int, Any]:
+    def gather(self, value: Any, seconds: float | None = None) -> dict[int, Any]:
         """Return what each process gave, by its index, as `agree` does; None counts as nothing."""
         if self.group is not None:
-            return self.group.gather(value)
+            return self.group.gather(value, seconds)
         return {} if value is None else {self.process: value}

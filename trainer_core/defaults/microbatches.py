@@ -12,6 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from trainer_core.types import Batch, Buffers, GradFn, Gradient, LossFn, Model, Params
 
+Weigh = Callable[..., Any]
 Summed = Callable[..., tuple[Any, jax.Array, Any, Buffers]]
 
 
@@ -33,7 +34,7 @@ def in_parts(
     count: int,
     dtype: str,
     spread: Callable[[Any], Any] = lambda grads: grads,
-    reduced: Callable[[Summed], Summed] = lambda summed: summed,
+    reduced: Callable[[Weigh, Summed], Summed] | None = None,
 ) -> GradFn:
     """Return the gradient of a batch as a sum over its parts.
 
@@ -43,9 +44,12 @@ def in_parts(
         count: of parts; it divides the rows of a batch.
         dtype: in which gradients are added up.
         spread: pins the sum of gradients to where it lies.
-        reduced: wraps the loop over the parts, as `reduced_once` does.
+        reduced: makes one function of what weighs the parts and what adds them up, as
+            `reduced_once` does; by default one after the other.
     """
-    summed = reduced(functools.partial(_summed, _with_terms(loss), dtype, spread))
+    weigh = functools.partial(_weights, model)
+    summed = functools.partial(_summed, _with_terms(loss), dtype, spread)
+    work = _all_here(weigh, summed) if reduced is None else reduced(weigh, summed)
 
     def split(array: jax.Array) -> jax.Array:
         # [batch] -> [count, batch / count], every device keeping its own rows. A plain reshape
@@ -56,20 +60,13 @@ def in_parts(
         parts = jax.tree.map(split, batch)
         keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(count))
 
-        def weigh(carry: None, each: Any) -> tuple[None, Any]:
-            # Only the weights are kept, and they depend on the batch alone: XLA drops the rest.
-            terms, _ = model.terms(params, buffers, each[0], each[1], True)
-            return None, {name: term.weight for name, term in terms.items()}
-
-        _, weights = jax.lax.scan(weigh, None, (parts, keys))
-        weights = jax.tree.map(lambda each: jnp.sum(each, axis=0), weights)
-        grads, total, terms, buffers = summed(params, buffers, parts, keys, weights)
+        grads, total, terms, buffers = work(params, buffers, parts, keys)
         return Gradient(grads, total, terms, buffers)
 
     return grad_fn
 
 
-def reduced_once(mesh: Mesh, axes: tuple[str, ...]) -> Callable[[Summed], Summed]:
+def reduced_once(mesh: Mesh, axes: tuple[str, ...]) -> Callable[[Weigh, Summed], Summed]:
     """Return what makes devices that hold the same parameters add up their gradients once.
 
     Left to XLA, they do so after every part. Here each of them works through all parts of its own
@@ -80,11 +77,13 @@ def reduced_once(mesh: Mesh, axes: tuple[str, ...]) -> Callable[[Summed], Summed
         axes: over which rows are spread, and no parameter is.
     """
 
-    def reduced(summed: Summed) -> Summed:
-        def local(params: Params, buffers: Buffers, parts: Any, keys: Any, weights: Any) -> Any:
+    def reduced(weigh: Weigh, summed: Summed) -> Summed:
+        def local(params: Params, buffers: Buffers, parts: Any, keys: Any) -> Any:
             # Rows of different devices shall not share their masks.
             place = jax.lax.axis_index(axes)
             keys = jax.vmap(lambda key: jax.random.fold_in(key, place))(keys)
+            # Of all devices: a mean with a weight of one counts once on each.
+            weights = jax.lax.psum(weigh(params, buffers, parts, keys), axes)
             grads, total, terms, buffers = summed(params, buffers, parts, keys, weights)
             return *jax.lax.psum((grads, total, terms), axes), buffers
 
@@ -92,7 +91,7 @@ def reduced_once(mesh: Mesh, axes: tuple[str, ...]) -> Callable[[Summed], Summed
         mapped: Summed = jax.shard_map(
             local,
             mesh=mesh,
-            in_specs=(none, none, rows, none, none),
+            in_specs=(none, none, rows, none),
             out_specs=none,
             axis_names=set(axes),
             # With it, JAX would add up each gradient where it is made, as XLA does.
@@ -101,6 +100,26 @@ def reduced_once(mesh: Mesh, axes: tuple[str, ...]) -> Callable[[Summed], Summed
         return mapped
 
     return reduced
+
+
+def _all_here(weigh: Weigh, summed: Summed) -> Summed:
+    def work(params: Params, buffers: Buffers, parts: Any, keys: jax.Array) -> Any:
+        weights = weigh(params, buffers, parts, keys)
+        return summed(params, buffers, parts, keys, weights)
+
+    return work
+
+
+def _weights(model: Model, params: Params, buffers: Buffers, parts: Any, keys: jax.Array) -> Any:
+    """Each term's weight over all parts."""
+
+    def weigh(carry: None, each: Any) -> tuple[None, Any]:
+        # Only the weights are kept, and they depend on the batch alone: XLA drops the rest.
+        terms, _ = model.terms(params, buffers, each[0], each[1], True)
+        return None, {name: term.weight for name, term in terms.items()}
+
+    _, weights = jax.lax.scan(weigh, None, (parts, keys))
+    return jax.tree.map(lambda each: jnp.sum(each, axis=0), weights)
 
 
 def _with_terms(loss: LossFn) -> Any:
