@@ -263,10 +263,8 @@ def test_reduced_once_a_mean_counts_once_too() -> None:
         mean = Term(jnp.mean(each), jnp.ones(()))
         return {"mean": mean, "sum": Term(jnp.sum(each * batch["w"]), jnp.sum(batch["w"]))}, buffers
 
-    batch = {
-        "x": np.arange(32, dtype=np.float32),
-        "w": np.repeat([0, 1, 3, 4], 8).astype(np.float32),
-    }
+    weights = np.repeat([0, 1, 3, 4], 8).astype(np.float32)
+    batch = {"x": np.arange(32, dtype=np.float32), "w": weights}
     each, once = (
         accumulated(terms, {"p": jnp.float32(2)}, batch, 4, reduce=reduce)
         for reduce in ("each", "once")
