@@ -45,6 +45,7 @@ from trainer_core.settings import setting_fields, shown, structure
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 OTHERS = [ROOT / "CHANGELOG.md", *sorted(ROOT.glob("plugins/*/README.md"))]
+TRAINING = ("migration", "muon", "own-model", "recipes")  # more than ten seconds of it
 LANGUAGES = ("python", "toml", "console", "text")
 OURS = (
     "trainer-core",
@@ -145,7 +146,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 # ---------------------------------------------------------------------------- blocks
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.long] * (page.stem in TRAINING), id=name_of(page))
+        for page in PAGES
+    ],
+)
 def test_every_block_of_a_page_does_what_the_page_says(page: Path, folder: Path) -> None:
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks(page):
