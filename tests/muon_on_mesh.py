@@ -95,21 +95,3 @@ class Sharded:
             ),
             self.params,
         )
-
-
-SETTINGS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "per head, NorMuon": {"per_head": ["heads", "kv_heads"], "normuon": True},
-}
-
-
-@functools.cache
-def on(mesh: str, layers: int, scan: bool, settings: str = "plain") -> Sharded:
-    sizes = {} if mesh == "one device" else MESHES[mesh]
-    config = DecoderConfig(**SIZES, layers=layers, scan=scan, qk_norm=False)
-    return Sharded(sizes, config, **SETTINGS[settings])
-
-
-@functools.cache
-def on_one_device(layers: int, scan: bool, settings: str) -> Any:
-    return jax.device_get(on("one device", layers, scan, settings).two_updates())

@@ -62,7 +62,7 @@ def build_held_out_loss(program: Program) -> Callable[[TrainState, int], Metrics
     divide = jax.jit(functools.partial(term_losses, model=program.model))  # not op by op
 
     def losses(state: TrainState, batches: int) -> Metrics:
-        # One batch in flight while the next is prepared; float64 on the host for the total.
+        # Devices work while the next batch is prepared; float64 on the host for the total.
         parts: list[Any] = []
         in_turn = must_run_in_turn(program.run.mesh.devices.ravel().tolist())
         for index in range(batches):

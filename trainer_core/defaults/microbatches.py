@@ -59,7 +59,6 @@ def in_parts(
     def grad_fn(params: Params, buffers: Buffers, batch: Batch, key: jax.Array) -> Gradient:
         parts = jax.tree.map(split, batch)
         keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(count))
-
         grads, total, terms, buffers = work(params, buffers, parts, keys)
         return Gradient(grads, total, terms, buffers)
 

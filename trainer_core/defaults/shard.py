@@ -54,8 +54,8 @@ class Rules:
     )
     uneven: str = setting(
         "error",
-        "what becomes of an axis of a parameter that its devices do not divide: an error, or whole "
-        "on each of them",
+        "what becomes of an axis of a parameter that its devices do not divide: an error, or "
+        "spread only over the mesh axes that do",
         choices=("error", "replicate"),
         may_change=True,
     )

@@ -25,7 +25,7 @@ _KINDS = (
     "collective-broadcast",
     "ragged-all-to-all",
 )
-_UNROLLED = "a loop of unknown length, counted once"
+_OF_UNKNOWN_LENGTH = "a loop of unknown length, counted once"
 
 
 @attrs.frozen
@@ -154,7 +154,7 @@ class _Reader:
         body = self.cost(loop.called[0])
         times = self._trips(loop, known) if loop.trips is None else loop.trips
         if times is None and (body.exchanges or body.flops):
-            body = attrs.evolve(body, unknown=body.unknown | {_UNROLLED})
+            body = attrs.evolve(body, unknown=body.unknown | {_OF_UNKNOWN_LENGTH})
         return _times(body, 1 if times is None else times)
 
     def _trips(self, loop: Instruction, known: Mapping[str, Instruction]) -> int | None:
