@@ -20,7 +20,7 @@ def test_it_fits_a_hundred_columns_and_says_what_a_device_holds(
     assert cli.run(["explain", "sharding", *SPREAD]) == 0
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 100
-    assert "mesh  data 2 x fsdp 4 x tensor 1, 8 cpu devices\n" in shown
+    assert "mesh      data 2 x fsdp 4 x tensor 1, 8 cpu devices\n" in shown
     assert "layers embed=fsdp mlp" in shown
     # 426,752 parameters of 4 bytes, of which only the norms' 768 are not spread over fsdp.
     whole, norms = 4 * 426_752, 4 * (128 + 2 * (2 * 32 + 2 * 128))

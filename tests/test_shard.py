@@ -22,6 +22,8 @@ from trainer_core import UserError, hookimpl, plugin
 from trainer_core.config import load_config
 from trainer_core.defaults.shard import Rules, derived_shardings
 from trainer_core.sharding_table import sharding_table
+from trainer_core.terminal.summary import summary_rows
+from trainer_core.types import Shardings
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -273,12 +275,12 @@ def test_where_asked_an_axis_that_is_not_divided_stays_whole_and_is_reported() -
     program = build(recipe(**tables)).program
     kernel = program.shardings.state.params["hidden"]["kernel"]
     assert kernel.spec == PartitionSpec("data", None)
-    assert program.run.axes.left_whole["hidden/kernel"] == (
-        "embed of 12 cannot be spread over 8 devices (data x fsdp)"
-    )
     row = next(each for each in sharding_table(program) if each.path == "hidden/kernel")
     assert (row.bytes, row.bytes_on_device, row.copies) == (12 * 16 * 4, 6 * 16 * 4, 4)
-    assert "cannot be spread" in row.left_whole
+    said = "embed of 12 cannot be spread over 8 devices (data x fsdp)"
+    assert row.uneven == (said,)
+    summary = dict(summary_rows(program.run, program, 0))
+    assert summary["uneven"] == f"hidden/kernel: {said}"
 
 
 @pytest.mark.eight_devices
@@ -326,13 +328,68 @@ def test_a_mesh_axis_twice_in_a_rule_is_an_error() -> None:
     assert "[shard] rules: batch = ['data', 'data'] names an axis twice" in message
 
 
-@pytest.mark.parametrize("size", [8, -1])
-def test_a_mesh_axis_that_no_rule_uses_is_an_error_with_its_place(
-    size: int, user_file: Any
-) -> None:
-    path = user_file("typo.toml", f"[run]\n[shard]\nmesh = {{data = 1, fdsp = {size}}}\n")
+def test_a_mesh_axis_that_no_rule_uses_is_an_error_with_its_place(user_file: Any) -> None:
+    path = user_file("typo.toml", "[run]\n[shard]\nmesh = {data = 1, fdsp = 8}\n")
     with pytest.raises(UserError, match=r"\[shard\] mesh = .*typo\.toml:3.*did you mean 'fsdp'"):
         load_config(path)
+
+
+@pytest.mark.eight_devices
+@pytest.mark.parametrize(
+    ("shard", "said"),
+    [
+        (
+            {"mesh": {"data": 1, "fdsp": -1}},
+            "along 'fdsp' would all compute the same: no array of "
+            "this model is spread over it, by no rule at all",
+        ),
+        ({"mesh": {"data": 1, "other": -1}, "rules": {"vocab": "other"}}, "by the rules of vocab"),
+        ({"mesh": {"data": 1, "fsdp": -1}, "rules": {"batch": "", "embed": ""}}, "no rule at all"),
+    ],
+)
+def test_devices_that_would_all_compute_the_same_are_an_error(shard: Any, said: str) -> None:
+    assert said in refused(shard=shard)
+
+
+@pytest.mark.eight_devices
+def test_zero1_spreads_over_whatever_axes_spread_rows_alone() -> None:
+    """A leaf of 16 has no room for 2 x 2 x 8 devices, and takes what divides it."""
+    rules = {"batch": ["replica", "data", "fsdp"]}
+    mesh = {"replica": 2, "data": 2, "fsdp": 2}
+    program = on(mesh, optimizer_state="zero1", rules=rules).program
+    assert program.run.axes.replica_axes(program.model.params) == ("replica", "data")
+    state = program.shardings.state
+    assert state.params["hidden"]["kernel"].spec == PartitionSpec("fsdp", None)
+    trace = state.opt_state[0].trace
+    assert trace["hidden"]["kernel"].spec == PartitionSpec("fsdp", ("replica", "data"))
+    assert trace["gain"].spec == PartitionSpec(("replica", "data"))
+
+
+@pytest.mark.eight_devices
+def test_an_activation_is_pinned_by_the_names_of_its_axes() -> None:
+    axes = on(MESHES["all three"]).program.run.axes
+
+    def spec(shape: tuple[int, ...], *names: str | None) -> PartitionSpec:
+        pinned = jax.jit(lambda x: axes.constrain(x, names))(np.zeros(shape, np.float32))
+        return pinned.sharding.spec
+
+    assert spec((8, 4, 6), "batch", "length", "mlp") == PartitionSpec(
+        ("data", "fsdp"), None, "tensor"
+    )
+    # 6 rows are no 2 x 2: over `data` alone. `mlp` again finds its devices taken.
+    assert spec((6, 4, 4), "batch", "mlp", "mlp") == PartitionSpec("data", "tensor")
+    assert axes.activations["batch"] == {"data", "fsdp"}
+    with pytest.raises(
+        UserError,
+        match=r"an activation: its logical axis 'lenght' has no rule \(did you mean 'length'\?\)",
+    ):
+        spec((8, 4), "batch", "lenght")
+
+
+def test_a_shard_plugin_without_rules_leaves_every_name_whole() -> None:
+    axes = build(recipe(shard={"use": "test_shard:Alone"})).program.run.axes
+    assert axes.rules == {"batch": ("data",)}
+    assert jax.jit(lambda x: axes.constrain(x, ("batch", "anything")))(np.zeros((2, 2))).shape
 
 
 def test_a_mesh_axis_with_a_rule_of_its_own_is_accepted() -> None:
@@ -416,6 +473,44 @@ class Forgetful(Rules):
         shardings = super().shard(run, model, abstract_state, derive)
         params = {**shardings.state.params, "gain": None}
         return attrs.evolve(shardings, state=attrs.evolve(shardings.state, params=params))
+
+
+@plugin
+class Alone:
+    """A shard plugin that has no settings, and puts everything everywhere."""
+
+    @hookimpl
+    def shard(self, run: Any, model: Any, abstract_state: Any, derive: Any) -> Any:
+        whole = NamedSharding(run.mesh, PartitionSpec())
+        state = jax.tree.map(lambda leaf: whole, abstract_state)
+        return Shardings(state, run.axes.batch_sharding(), whole)
+
+
+@plugin
+class Turned(Rules):
+    """A shard plugin that puts rows where they are not read, and uses a sharding of its own."""
+
+    batch_only: bool = True
+
+    @hookimpl
+    def shard(self, run: Any, model: Any, abstract_state: Any, derive: Any) -> Any:
+        shardings = super().shard(run, model, abstract_state, derive)
+        if self.batch_only:
+            return attrs.evolve(shardings, batch=shardings.replicated)
+        alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return attrs.evolve(shardings, state=attrs.evolve(shardings.state, step=alone))
+
+
+@pytest.mark.eight_devices
+@pytest.mark.parametrize(
+    ("batch_only", "said"),
+    [
+        (True, "batch is spread by P(), and its rows are read over ('data', 'fsdp')"),
+        (False, "step has a SingleDeviceSharding, not a NamedSharding of run.mesh"),
+    ],
+)
+def test_shardings_that_the_run_cannot_use_are_named(batch_only: bool, said: str) -> None:
+    assert said in refused(shard={"use": "test_shard:Turned", "batch_only": batch_only})
 
 
 def test_a_leaf_without_a_sharding_is_named() -> None:

@@ -12,7 +12,6 @@ import jax
 from trainer_core.axes import AxisRules
 from trainer_core.config import Config
 from trainer_core.defaults.evaluate import HeldOutLoss
-from trainer_core.defaults.shard import DEFAULT_RULES
 from trainer_core.directory import recorded
 from trainer_core.distributed import check_devices, connect, tell
 from trainer_core.group import Group
@@ -57,16 +56,17 @@ def _assembled(
 ) -> tuple[Run, Hooks]:
     shard = config.chosen["shard"].plugin
     mesh = make_mesh(getattr(shard, "mesh", {"data": -1}), devices, getattr(shard, "dcn", {}))
-    all_whole = dict.fromkeys(DEFAULT_RULES, "") | {"batch": tuple(mesh.shape)}
-    optional = {
-        name: getattr(shard, name) for name in ("overrides", "uneven") if hasattr(shard, name)
-    }
+    if hasattr(shard, "rules"):
+        optional = [name for name in ("overrides", "uneven") if hasattr(shard, name)]
+        axes = AxisRules(mesh, shard.rules, **{name: getattr(shard, name) for name in optional})
+    else:
+        axes = AxisRules(mesh, {"batch": tuple(mesh.shape)}, others="")
     run = Run(
         config=config.table,
         settings=config.run,
         directory=config.directory,
         mesh=mesh,
-        axes=AxisRules(mesh, getattr(shard, "rules", all_whole), **optional),
+        axes=axes,
         process=jax.process_index() if group else 0,
         processes=jax.process_count() if group else 1,
         group=group,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from trainer_core.errors import UserError
 from trainer_core.suggest import did_you_mean
-from trainer_core.types import ParamInfo
+from trainer_core.types import ParamInfo, Params
 
 MeshAxes = str | Sequence[str]
 Rules = Mapping[str, MeshAxes]
@@ -31,16 +31,17 @@ class AxisRules:
         overrides: rules of their own for some parameters, by path, `*` standing for anything.
         uneven: what becomes of a parameter's axis that its devices do not divide: "error", or
             "replicate", which leaves out those mesh axes that do not divide it.
-        seen: the names by which activations were constrained, while the model was traced.
-        left_whole: what "replicate" did: path to what it left out, in a few words.
+        others: the rule of a logical name that has none; None: it is an error.
+        activations: the names by which activations were constrained while the model was traced,
+            each with the mesh axes that it was really spread over.
     """
 
     mesh: Mesh
     rules: Rules
     overrides: Mapping[str, Rules] = MappingProxyType({})
     uneven: str = "error"
-    seen: set[str] = attrs.field(init=False, factory=set)
-    left_whole: dict[str, str] = attrs.field(init=False, factory=dict)
+    others: MeshAxes | None = None
+    activations: dict[str, set[str]] = attrs.field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
         self._check("[shard] rules", self.rules, _RULES)
@@ -54,35 +55,57 @@ class AxisRules:
             UserError: a logical axis without a rule, two overrides for its path, a mesh axis used
                 twice, or a dimension that its devices do not divide; names the parameter.
         """
-        rules = {**self.rules, **self._override(info)}
         entries: list[tuple[str, ...] | None] = []
-        used: dict[str, str] = {}
-        for axis, size in zip(info.axes, info.shape, strict=True):
-            if axis.name is None:
-                entries.append(None)
-                continue
-            if axis.name not in rules:
+        used: dict[str, str | None] = {}
+        for name, size, wanted in self._wanted(info):
+            mesh_axes = self._dividing(size, wanted)
+            if mesh_axes != wanted and self.uneven != "replicate":
+                parts = self._parts(wanted)
                 raise UserError(
-                    f"parameter {info.path}: its logical axis {axis.name!r} has no rule"
-                    f"{did_you_mean(axis.name, rules)}; add [shard] rules = "
-                    f'{{{axis.name} = "MESH AXIS"}}, or "" to keep it whole',
+                    f"parameter {info.path}: its axis {self._spread(name, size, wanted)}; change "
+                    f"[shard] mesh, make it {-(-size // parts) * parts} in the model, or keep it "
+                    f'whole, with [shard] rules = {{{name} = ""}} or, wherever devices do not '
+                    f'divide, [shard] uneven = "replicate"',
+                    _MESH,
                     _RULES,
                 )
-            mesh_axes = tuple(
-                each for each in _several(rules[axis.name]) if self.mesh.shape[each] > 1
-            )
-            mesh_axes = self._dividing(info, axis.name, size, mesh_axes)
             for each in mesh_axes:
                 if each in used:
                     raise UserError(
-                        f"parameter {info.path}: its axes {used[each]} and {axis.name} would both "
-                        f"be spread over the mesh axis {each!r}; change one of [shard] rules",
+                        f"parameter {info.path}: its axes {used[each]} and {name} would both be "
+                        f"spread over the mesh axis {each!r}; change one of [shard] rules",
                         _RULES,
                         _OVERRIDES,
                     )
-                used[each] = axis.name
+                used[each] = name
             entries.append(mesh_axes or None)
         return NamedSharding(self.mesh, PartitionSpec(*entries))
+
+    def uneven_axes(self, info: ParamInfo) -> list[str]:
+        """Return the axes of a parameter that `uneven` spreads less than their rules say."""
+        return [
+            self._spread(name, size, wanted)
+            for name, size, wanted in self._wanted(info)
+            if self._dividing(size, wanted) != wanted
+        ]
+
+    def replica_axes(self, params: Params) -> tuple[str, ...]:
+        """Return the mesh axes that spread rows alone: their devices hold the same parameters.
+
+        Args:
+            params: a tree of ParamInfo.
+        """
+        spread = {
+            axis
+            for info in jax.tree.leaves(params)
+            for axes in mesh_axes_of(self.param_sharding(info).spec, len(info.shape))
+            for axis in axes
+        }
+        return tuple(
+            axis
+            for axis in self._mesh_axes("batch")
+            if self.mesh.shape[axis] > 1 and axis not in spread
+        )
 
     def batch_sharding(self) -> NamedSharding:
         """Return where the first axis of a batch lies."""
@@ -90,7 +113,7 @@ class AxisRules:
 
     def batch_parts(self) -> int:
         """Return over how many devices a batch is spread."""
-        return math.prod(self.mesh.shape[axis] for axis in self._mesh_axes("batch"))
+        return self._parts(self._mesh_axes("batch"))
 
     def batch_rows(self, size: int, process: int) -> range:
         """Return the rows of a batch that lie on a process's devices.
@@ -122,18 +145,21 @@ class AxisRules:
             names: a logical name for each axis. A mesh axis that an earlier dimension took, or
                 that does not divide this one, is left out: unlike a parameter, an activation
                 may be of any size. So is one over which `shard_map` has divided it already.
+
+        Raises:
+            UserError: a logical name without a rule.
         """
         manual = set(jax.sharding.get_abstract_mesh().manual_axes)  # of a shard_map around it
-        entries = []
+        entries: list[tuple[str, ...] | None] = []
         taken = set(manual)
-        self.seen.update(name for name in names if name is not None)
         for name, size in zip(names, x.shape, strict=True):
-            fitting: tuple[str, ...] = ()
-            for axis in self._mesh_axes(name) if name is not None else ():
-                parts = math.prod(self.mesh.shape[each] for each in (*fitting, axis))
-                if axis not in taken and size % parts == 0:
-                    fitting = (*fitting, axis)
+            if name is None:
+                entries.append(None)
+                continue
+            wanted = self._rule("an activation", name, self.rules)
+            fitting = self._dividing(size, [axis for axis in wanted if axis not in taken])
             taken |= set(fitting)
+            self.activations.setdefault(name, set()).update(fitting)
             entries.append(fitting or None)
         spec = PartitionSpec(*entries)
         where = spec if manual else NamedSharding(self.mesh, spec)
@@ -142,6 +168,25 @@ class AxisRules:
 
     def _mesh_axes(self, name: str) -> tuple[str, ...]:
         return _several(self.rules.get(name, ()))
+
+    def _wanted(self, info: ParamInfo) -> Iterator[tuple[str | None, int, tuple[str, ...]]]:
+        """Each axis of a parameter: its name, its size, and the mesh axes that rules give it."""
+        rules = {**self.rules, **self._override(info)}
+        for axis, size in zip(info.axes, info.shape, strict=True):
+            mesh_axes: tuple[str, ...] = ()
+            if axis.name is not None:
+                mesh_axes = self._rule(f"parameter {info.path}", axis.name, rules)
+            yield axis.name, size, tuple(each for each in mesh_axes if self.mesh.shape[each] > 1)
+
+    def _rule(self, whose: str, name: str, rules: Rules) -> tuple[str, ...]:
+        rule = rules.get(name, self.others)
+        if rule is None:
+            raise UserError(
+                f"{whose}: its logical axis {name!r} has no rule{did_you_mean(name, rules)}; add "
+                f'[shard] rules = {{{name} = "MESH AXIS"}}, or "" to keep it whole',
+                _RULES,
+            )
+        return _several(rule)
 
     def _override(self, info: ParamInfo) -> Rules:
         fitting = [each for each in self.overrides if fnmatch.fnmatchcase(info.path, each)]
@@ -153,27 +198,20 @@ class AxisRules:
             )
         return self.overrides[fitting[0]] if fitting else {}
 
-    def _dividing(
-        self, info: ParamInfo, name: str, size: int, mesh_axes: tuple[str, ...]
-    ) -> tuple[str, ...]:
-        parts = math.prod(self.mesh.shape[each] for each in mesh_axes)
-        if size % parts == 0:
-            return mesh_axes
-        spread = f"{name} of {size} cannot be spread over {parts} devices ({' x '.join(mesh_axes)})"
-        if self.uneven != "replicate":
-            raise UserError(
-                f"parameter {info.path}: its axis {spread}; change [shard] mesh, make it "
-                f"{-(-size // parts) * parts} in the model, or keep it whole, with [shard] rules = "
-                f'{{{name} = ""}} or, wherever devices do not divide, [shard] uneven = "replicate"',
-                _MESH,
-                _RULES,
-            )
+    def _dividing(self, size: int, mesh_axes: Sequence[str]) -> tuple[str, ...]:
+        """Those of some mesh axes, in turn, over which an axis of this size can be spread."""
         kept: tuple[str, ...] = ()
         for axis in mesh_axes:
-            if size % math.prod(self.mesh.shape[each] for each in (*kept, axis)) == 0:
+            if size % self._parts((*kept, axis)) == 0:
                 kept = (*kept, axis)
-        self.left_whole[info.path] = spread
         return kept
+
+    def _parts(self, mesh_axes: Iterable[str]) -> int:
+        return math.prod(self.mesh.shape[each] for each in mesh_axes)
+
+    def _spread(self, name: str | None, size: int, mesh_axes: Sequence[str]) -> str:
+        axes = " x ".join(mesh_axes)
+        return f"{name} of {size} cannot be spread over {self._parts(mesh_axes)} devices ({axes})"
 
     def _check(self, where: str, rules: Rules, key: str) -> None:
         for name, rule in rules.items():
@@ -196,24 +234,28 @@ def mesh_axes_of(spec: PartitionSpec, dimensions: int) -> tuple[tuple[str, ...],
     return tuple(_several(each or ()) for each in entries)
 
 
-def also_over(shape: Sequence[int], sharding: NamedSharding, axis: str) -> NamedSharding:
-    """Spread the largest dimension that stays divisible over one more mesh axis.
+def also_over(
+    shape: Sequence[int], sharding: NamedSharding, mesh_axes: Iterable[str]
+) -> NamedSharding:
+    """Spread an array over more mesh axes: each over the largest dimension that it divides.
 
     Args:
         shape: of the array.
         sharding: where it lies.
-        axis: of its mesh; it returns `sharding` where that has one device, or is taken.
+        mesh_axes: of its mesh; those over which it lies already, or that divide no dimension, are
+            left out.
     """
     mesh = sharding.mesh
-    taken = mesh_axes_of(sharding.spec, len(shape))
-    if mesh.shape.get(axis, 1) == 1 or any(axis in names for names in taken):
-        return sharding
-    for index in sorted(range(len(shape)), key=lambda each: -shape[each]):
-        parts = mesh.shape[axis] * math.prod(mesh.shape[name] for name in taken[index])
-        if shape[index] % parts == 0:
-            entries = [*taken[:index], (*taken[index], axis), *taken[index + 1 :]]
-            return NamedSharding(mesh, PartitionSpec(*(each or None for each in entries)))
-    return sharding
+    entries: list[tuple[str, ...]] = [*mesh_axes_of(sharding.spec, len(shape))]
+    for axis in mesh_axes:
+        if any(axis in taken for taken in entries):
+            continue
+        for index in sorted(range(len(shape)), key=lambda each: -shape[each]):
+            spread = (*entries[index], axis)
+            if shape[index] % math.prod(mesh.shape[each] for each in spread) == 0:
+                entries[index] = spread
+                break
+    return NamedSharding(mesh, PartitionSpec(*(each or None for each in entries)))
 
 
 def _several(rule: MeshAxes) -> tuple[str, ...]:

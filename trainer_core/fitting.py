@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Sharding
+from jax.sharding import NamedSharding
 
+from trainer_core.axes import mesh_axes_of
 from trainer_core.errors import UserError, listed
 from trainer_core.run import Run
 from trainer_core.types import Data, Metrics, Model, ParamInfo, Shardings, TrainState
@@ -108,8 +109,8 @@ def check_infos(infos: Any, arrays: Any, what: str) -> None:
         raise UserError(f"the model describes its {what}s wrongly: {'; '.join(problems)}")
 
 
-def check_shardings(state: TrainState, shardings: Shardings) -> None:
-    """Every leaf of the state has its sharding, and there is no other."""
+def check_shardings(run: Run, state: TrainState, shardings: Shardings) -> None:
+    """Every leaf of the state has its sharding, there is no other, and rows lie where read."""
     wanted = {_place(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)}
     found = {
         _place(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shardings.state)
@@ -117,10 +118,16 @@ def check_shardings(state: TrainState, shardings: Shardings) -> None:
     problems = [f"{place} has no sharding" for place in sorted(wanted - found.keys())]
     problems += [f"{place} is no leaf of the state" for place in sorted(found.keys() - wanted)]
     problems += [
-        f"{place} has a {type(leaf).__name__}, not a jax.sharding.Sharding"
-        for place, leaf in sorted(found.items())
-        if place in wanted and not isinstance(leaf, Sharding)
+        f"{place} has a {type(leaf).__name__}, not a NamedSharding of run.mesh"
+        for place, leaf in [*sorted(found.items()), ("batch", shardings.batch)]
+        if not (isinstance(leaf, NamedSharding) and leaf.mesh == run.mesh)
     ]
+    rows = mesh_axes_of(run.axes.batch_sharding().spec, 1)[0]
+    if not problems and mesh_axes_of(shardings.batch.spec, 1)[0] != rows:
+        problems = [
+            f"batch is spread by {shardings.batch.spec}, and its rows are read over {rows}, as "
+            f"run.axes.batch_sharding() says"
+        ]
     if problems:
         raise UserError(
             f"[shard]: what the hook `shard` returned does not fit the state:{listed(problems)}",

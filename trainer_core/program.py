@@ -100,9 +100,10 @@ class Program:
             shape = (size, *rows.shape[1:])
             places: Mapping[Any, Any] = sharding.addressable_devices_indices_map(shape)
             parts = []
-            for device, (part, *_) in places.items():
+            for device, (part, *others) in places.items():
                 begin, end, _ = part.indices(size)
-                parts.append(jax.device_put(rows[begin - first : end - first], device))
+                here = (slice(begin - first, end - first), *others)
+                parts.append(jax.device_put(rows[here], device))
             return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
         return {name: whole(rows) for name, rows in batch.items()}
@@ -174,7 +175,7 @@ def build_program(run: Run, hooks: Hooks) -> Program:
     number = jax.ShapeDtypeStruct((), jnp.int32)
     state = TrainState(number, params, buffers, opt_state, key, extra)
     shardings = hooks.shard(run=run, model=model, abstract_state=state, derive=derive)
-    check_shardings(state, shardings)
+    check_shardings(run, state, shardings)
     return Program(
         run=run,
         model=model,

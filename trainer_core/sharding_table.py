@@ -28,8 +28,8 @@ class Placed:
         bytes: of the whole array.
         bytes_on_device: of what one device holds.
         copies: how many devices hold the same.
-        left_whole: which axis its devices do not divide, where `[shard] uneven = "replicate"`
-            kept it whole; else empty.
+        uneven: its axes that `[shard] uneven = "replicate"` spreads over fewer devices than
+            their rules say.
     """
 
     part: str
@@ -41,7 +41,7 @@ class Placed:
     bytes: int
     bytes_on_device: int
     copies: int
-    left_whole: str = ""
+    uneven: tuple[str, ...] = ()
 
 
 def sharding_table(program: Program) -> list[Placed]:
@@ -69,8 +69,8 @@ def sharding_table(program: Program) -> list[Placed]:
             axes: tuple[str | None, ...] = (None,) * len(leaf.shape)
         else:
             axes = tuple(axis.name for axis in info.axes)
-        left_whole = program.run.axes.left_whole.get(path, "")
-        rows.append(_placed(part, path, leaf, axes, left_whole))
+        uneven = program.run.axes.uneven_axes(info) if info and info.path == path else ()
+        rows.append(_placed(part, path, leaf, axes, tuple(uneven)))
     return rows
 
 
@@ -81,7 +81,7 @@ def _leaves(parts: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
 
 
 def _placed(
-    part: str, path: str, leaf: Any, axes: tuple[str | None, ...], left_whole: str
+    part: str, path: str, leaf: Any, axes: tuple[str | None, ...], uneven: tuple[str, ...]
 ) -> Placed:
     sharding: NamedSharding = leaf.sharding
     held = math.prod(sharding.shard_shape(leaf.shape))
@@ -98,5 +98,5 @@ def _placed(
         bytes=size * leaf.dtype.itemsize,
         bytes_on_device=held * leaf.dtype.itemsize,
         copies=sharding.mesh.size // over,
-        left_whole=left_whole,
+        uneven=uneven,
     )

@@ -46,7 +46,14 @@ def explain(config: Config, as_json: bool, plot: Path | None = None) -> None:
     chosen = config.chosen["shard"].candidate
     page.line()
     page.line(("[shard]", "bold"), f" use = {chosen.name}", (f"  {chosen.origin}", "dim"))
-    page.rows([("mesh", _mesh(run)), *([("drawn", str(plot))] if plot is not None else [])])
+    replicas = run.axes.replica_axes(program.model.params)
+    page.rows(
+        [
+            ("mesh", _mesh(run)),
+            ("replicas", f"over {', '.join(replicas)}" if replicas else "none of the parameters"),
+            *([("drawn", str(plot))] if plot is not None else []),
+        ]
+    )
     for part in dict.fromkeys(row.part for row in table):
         rows = [row for row in table if row.part == part]
         page.line()
@@ -83,7 +90,7 @@ def _axes(row: Placed) -> str:
 
 def _whole(table: Sequence[Placed]) -> list[tuple[str, str]]:
     """What is not spread at all, though it is large or was to be."""
-    uneven = [f"{row.path}: {row.left_whole}" for row in table if row.left_whole]
+    uneven = [f"{row.path}: {axis}" for row in table for axis in row.uneven]
     large = [
         f"{row.path} ({size(row.bytes)})"
         for row in table

@@ -29,7 +29,8 @@ class Microbatch:
     )
     gradients: str = setting(
         "like_params",
-        "where their sum lies: as the parameters, or also over the data axis (ZeRO-2)",
+        "where their sum lies: as the parameters, or also over the mesh axes that spread rows "
+        "alone (ZeRO-2)",
         choices=("like_params", "zero2"),
         may_change=True,
     )
@@ -80,28 +81,26 @@ class Microbatch:
 
         placing: dict[str, Any] = {}
         if self.gradients == "zero2":
-            placing["spread"] = _over_data_too(run, model)
-        if self.reduce == "once":
-            placing["reduced"] = reduced_once(run.mesh, _copied_over(run, model))
+            placing["spread"] = _over_replicas_too(run, model)
+        if self.reduce == "once" and run.mesh.size > 1:
+            placing["reduced"] = reduced_once(run.mesh, _replica_axes(run, model))
         return in_parts(model, loss, self.microbatches, self.dtype, **placing)
 
 
-def _over_data_too(run: Run, model: Model) -> Callable[[Any], Any]:
+def _over_replicas_too(run: Run, model: Model) -> Callable[[Any], Any]:
     import jax
 
     from trainer_core.axes import also_over
 
+    axes = run.axes.replica_axes(model.params)
     shardings = jax.tree.map(
-        lambda info: also_over(info.shape, run.axes.param_sharding(info), "data"), model.params
+        lambda info: also_over(info.shape, run.axes.param_sharding(info), axes), model.params
     )
     return lambda grads: jax.lax.with_sharding_constraint(grads, shardings)
 
 
-def _copied_over(run: Run, model: Model) -> tuple[str, ...]:
-    """The mesh axes over which rows are spread, and no parameter is."""
+def _replica_axes(run: Run, model: Model) -> tuple[str, ...]:
     import jax
-
-    from trainer_core.axes import mesh_axes_of
 
     keys = ("accumulate.reduce", "shard.mesh", "shard.rules")
     if jax.tree.leaves(model.buffers):
@@ -110,11 +109,7 @@ def _copied_over(run: Run, model: Model) -> tuple[str, ...]:
             'each device would have its own; set reduce = "each"',
             *keys,
         )
-    infos = jax.tree.leaves(model.params)
-    specs = [mesh_axes_of(run.axes.param_sharding(info).spec, len(info.shape)) for info in infos]
-    spread = {axis for spec in specs for axes in spec for axis in axes}
-    rows = mesh_axes_of(run.axes.batch_sharding().spec, 1)[0]
-    axes = tuple(axis for axis in rows if run.mesh.shape[axis] > 1 and axis not in spread)
+    axes = run.axes.replica_axes(model.params)
     if not axes:
         raise UserError(
             '[accumulate] reduce = "once": no mesh axis spreads rows alone, so that there is '

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -67,18 +67,18 @@ class Rules:
     )
     optimizer_state: str = setting(
         "like_params",
-        "where the optimizer's state lies: as the parameters, or also over the data axis",
+        "where the optimizer's state lies: as the parameters, or also over the mesh axes that "
+        "spread rows alone",
         choices=("like_params", "zero1"),
         may_change=True,
     )
 
     def check(self, config: Mapping[str, Any]) -> None:
-        """An axis that no rule uses would make its devices all compute the same."""
+        """An axis that no rule names can spread nothing, whatever the model is."""
         rules = [self.rules, *self.overrides.values()]
         used = {axis for each in rules for rule in each.values() for axis in _names(rule)}
         for axis, size in self.mesh.items():
-            known = size == -1 and axis in ("data", "fsdp", "tensor")
-            if size != 1 and axis not in used and not known:
+            if size not in (1, -1) and axis not in used:
                 raise SettingError(
                     "mesh",
                     f"no rule spreads anything over its axis {axis!r}{did_you_mean(axis, used)}; "
@@ -104,8 +104,9 @@ class Rules:
         params = jax.tree.map(run.axes.param_sharding, model.params)
         opt_state, extra = derived_shardings(derive, abstract_state.params, params, run.mesh)
         if self.optimizer_state == "zero1":
+            axes = run.axes.replica_axes(model.params)
             opt_state = jax.tree.map(
-                lambda leaf, sharding: also_over(leaf.shape, sharding, "data"),
+                lambda leaf, sharding: also_over(leaf.shape, sharding, axes),
                 abstract_state.opt_state,
                 opt_state,
             )
@@ -117,14 +118,17 @@ class Rules:
             key=replicated,
             extra=extra,
         )
-        return Shardings(state, run.axes.batch_sharding(), replicated)
+        shardings = Shardings(state, run.axes.batch_sharding(), replicated)
+        _check_idle_axes(run, shardings)
+        return shardings
 
     def _check_rules(self, run: Run, model: Model) -> None:
         """A misspelled rule would leave what it is for whole, in silence."""
         import jax
 
         infos = [*jax.tree.leaves(model.params), *jax.tree.leaves(model.buffers)]
-        used = {axis.name for info in infos for axis in info.axes if axis.name} | run.axes.seen
+        used = {axis.name for info in infos for axis in info.axes if axis.name}
+        used.update(run.axes.activations)
         for name in self.rules:
             if name not in DEFAULT_RULES and name not in used:
                 raise UserError(
@@ -149,7 +153,30 @@ class Rules:
                     )
 
 
-def _names(rule: str | list[str]) -> list[str]:
+def _check_idle_axes(run: Run, shardings: Shardings) -> None:
+    """The devices along an axis that spreads nothing would all compute the same, in silence."""
+    import jax
+
+    from trainer_core.axes import mesh_axes_of
+
+    placed = jax.tree.leaves((shardings.state, shardings.batch))
+    used = {axis for each in placed for axes in mesh_axes_of(each.spec, 0) for axis in axes}
+    used.update(*run.axes.activations.values())
+    for axis, size in run.mesh.shape.items():
+        if size > 1 and axis not in used:
+            names = [name for name, rule in run.axes.rules.items() if axis in _names(rule)]
+            rules = f"the rules of {', '.join(names)}" if names else "no rule at all"
+            raise UserError(
+                f"[shard] mesh: the {size} devices along {axis!r} would all compute the same: "
+                f"no array of this model is spread over it, by {rules}; give these devices to "
+                f'another axis, or spread rows over it: [shard] rules = {{batch = ["data", '
+                f'"{axis}"]}}',
+                "shard.mesh",
+                "shard.rules",
+            )
+
+
+def _names(rule: str | Sequence[str]) -> Sequence[str]:
     return [rule] if isinstance(rule, str) else rule
 
 

@@ -109,10 +109,11 @@ def _candidates(plan: Plan) -> Iterator[tuple[str, str]]:
     config: Mapping[str, Any] = plan.program.run.config
     model, shard, accumulate = config["model"], config["shard"], config["accumulate"]
     data, fsdp = plan.mesh.get("data", 1), plan.mesh.get("fsdp", 1)
-    if data > 1 and shard.get("optimizer_state") == "like_params":
+    replicas = plan.program.run.axes.replica_axes(plan.program.model.params)
+    if replicas and shard.get("optimizer_state") == "like_params":
         yield "shard.optimizer_state=zero1", "parameters are gathered after each step"
     if (
-        data > 1
+        replicas
         and accumulate.get("gradients") == "like_params"
         and accumulate.get("reduce") == "each"
         and accumulate["microbatches"] > 1

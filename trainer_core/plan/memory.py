@@ -119,11 +119,12 @@ def _accumulator(program: Program) -> int:
     if settings.get("microbatches", 1) == 1:
         return 0
     dtype = jnp.dtype(settings.get("dtype", "float32"))
+    axes: tuple[str, ...] = ()
+    if settings.get("gradients") == "zero2":
+        axes = program.run.axes.replica_axes(program.model.params)
 
     def summed(leaf: Any) -> jax.ShapeDtypeStruct:
-        lies = leaf.sharding
-        if settings.get("gradients") == "zero2":
-            lies = also_over(leaf.shape, lies, "data")
+        lies = also_over(leaf.shape, leaf.sharding, axes)
         return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=lies)
 
     return device_bytes(jax.tree.map(summed, program.abstract_state.params))

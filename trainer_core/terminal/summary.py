@@ -30,6 +30,7 @@ def summary_rows(run: Run, program: Program, step: int) -> list[tuple[str, str]]
         *said.items(),
         ("batch", _batch(run, program)),
         ("devices", run.devices),
+        *_uneven(run, program),
         *program.data.summary.items(),
         ("optimizer", _optimizer(config)),
         ("run", f"{run.directory}, {figures.steps(run.settings.steps)}{_saved(run)}"),
@@ -48,6 +49,16 @@ def _batch(run: Run, program: Program) -> str:
     if tokens is None:
         return f"{run.batch_size:,} examples a step{split}"
     return f"{run.batch_size:,} sequences, {tokens:,} tokens a step{split}"
+
+
+def _uneven(run: Run, program: Program) -> list[tuple[str, str]]:
+    """What `[shard] uneven = "replicate"` did, which costs memory."""
+    import jax
+
+    infos = jax.tree.leaves((program.model.params, program.model.buffers))
+    found = [f"{info.path}: {axis}" for info in infos for axis in run.axes.uneven_axes(info)]
+    more = [f"and {len(found) - 1} more: `trainer explain sharding`"] if len(found) > 1 else []
+    return [("uneven", "; ".join([*found[:1], *more]))] if found else []
 
 
 def _optimizer(config: Mapping[str, Any]) -> str:
