@@ -161,7 +161,9 @@ def test_factored_optimizer_state_is_spread_along_the_axis_that_it_keeps() -> No
 
 
 def transformations() -> dict[str, optax.GradientTransformation]:
-    """Every transformation of optax that can be made from its defaults and keeps arrays."""
+    """Every transformation of optax that can be made from its defaults and keeps arrays, and some
+    for a part of the parameters each.
+    """
     found = {}
     for module in (optax, optax.contrib):
         for name, make in vars(module).items():
@@ -174,7 +176,18 @@ def transformations() -> dict[str, optax.GradientTransformation]:
                     if isinstance(made, optax.GradientTransformation) and max(sizes) > 32:
                         found[name] = made
                         break
-    return found
+    first = {"layers": {"kernel": "adam"}, "kernel": "lion"}
+    groups = {"adam": optax.adamw(0.1), "lion": optax.lion(0.1)}
+    only_first = jax.tree.map(lambda label: label == "adam", first)
+    return found | {
+        "masked": optax.masked(optax.adamw(0.1), only_first),
+        "partition": optax.partition(groups, first),
+        "masked in a partition": optax.partition(
+            groups
+            | {"adam": optax.chain(optax.masked(optax.ema(0.9), only_first), optax.sgd(0.1))},
+            first,
+        ),
+    }
 
 
 LAID = {
