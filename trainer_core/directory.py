@@ -22,6 +22,7 @@ from trainer_core.recipe import flatten
 from trainer_core.settings import setting_fields, shown
 
 if TYPE_CHECKING:
+    from trainer_core.lock import RunLock
     from trainer_core.program import Program
     from trainer_core.run import Run
 
@@ -56,8 +57,13 @@ def check_directory(config: Config, accept_changes: bool, remedy: str = _TRAININ
         raise UserError(f"{directory} belongs to a run with another config:{listed}\n{remedy}")
 
 
-def write_directory(config: Config, program: Program) -> None:
+def write_directory(config: Config, program: Program, lock: RunLock) -> None:
     """Write config.toml, versions.json and optimizer.json; on process 0 alone.
+
+    Args:
+        config: of the run.
+        program: what it is made of.
+        lock: of the directory; taken first, where it is not.
 
     Raises:
         UserError: the file system says no, though permissions said yes; or the directory is not
@@ -65,15 +71,24 @@ def write_directory(config: Config, program: Program) -> None:
     """
     run = program.run
     if run.is_main:
-        _write(config, program)
+        _write(config, program, lock)
     if run.processes > 1 and config.chosen["checkpoint"].candidate.name != "none":
         _check_shared(run)
 
 
-def _write(config: Config, program: Program) -> None:
+def _write(config: Config, program: Program, lock: RunLock) -> None:
     run = program.run
     try:
         run.directory.mkdir(parents=True, exist_ok=True)
+        late = not lock.is_taken
+        lock.take()
+        if late and (run.directory / "config.toml").exists():
+            raise UserError(
+                f"another run began in {str(run.directory)!r} while this one was compiled, and is "
+                f"over; the same command again goes on where it ended",
+                "run.directory",
+                "run.name",
+            )
         # Not where the processes were: a later command would wait for them.
         table = {name: values for name, values in config.table.items() if name != "distributed"}
         _replace(run.directory / "config.toml", tomli_w.dumps(table))

@@ -12,6 +12,7 @@ from trainer_core.config import Config, load_config
 from trainer_core.directory import check_directory, write_directory
 from trainer_core.errors import UserError
 from trainer_core.hooks import Hooks
+from trainer_core.lock import RunLock
 from trainer_core.opening import built, opened
 from trainer_core.run import Run, StopRequest
 from trainer_core.signals import Interrupted, SignalHandlers, interruptible
@@ -64,7 +65,8 @@ def train(config: Config, accept_changes: bool = False) -> Result:
     """Run a checked config; see `fit`."""
     check_directory(config, accept_changes)
     stopping = StopRequest()
-    with SignalHandlers(stopping) as signals, config.placing():
+    lock = RunLock(config.directory)
+    with SignalHandlers(stopping) as signals, config.placing(), lock:
         try:
             run, hooks = opened(config, stopping)
         except Interrupted:
@@ -74,7 +76,7 @@ def train(config: Config, accept_changes: bool = False) -> Result:
             signals.deferring = True  # none leaves the others alone: it stops after a step
         error: BaseException | None = None
         try:
-            return _train(config, run, hooks, signals)
+            return _train(config, run, hooks, signals, lock)
         except Interrupted:
             return _nothing_done(config.directory, stopping)
         except BaseException as failure:
@@ -86,9 +88,13 @@ def train(config: Config, accept_changes: bool = False) -> Result:
             hooks.close(run=run, error=error)
 
 
-def _train(config: Config, run: Run, hooks: Hooks, signals: SignalHandlers) -> Result:
+def _train(
+    config: Config, run: Run, hooks: Hooks, signals: SignalHandlers, lock: RunLock
+) -> Result:
     hooks.phase(run=run, name="building")
     program = built(run, hooks)
+    if run.is_main and run.directory.is_dir():
+        lock.take()
 
     # Restored before anything is initialised or compiled: initialised and restored parameters
     # never exist at once, and a finished run answers without compiling.
@@ -112,7 +118,7 @@ def _train(config: Config, run: Run, hooks: Hooks, signals: SignalHandlers) -> R
         hooks.phase(run=run, name="initialising")
         state = interruptible(program.initial_state)
     signals.deferring = True  # what begins to be written has a checkpoint in the end
-    write_directory(config, program)
+    write_directory(config, program, lock)
     hooks.start(run=run, program=program, step=first)
     hooks.phase(run=run, name="training")
     return _steps(run, hooks, program, step_fn, state, first)

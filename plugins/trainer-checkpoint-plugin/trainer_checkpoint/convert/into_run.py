@@ -28,6 +28,7 @@ from trainer_core.config import Config, load_config
 from trainer_core.directory import check_directory, write_directory
 from trainer_core.errors import UserError
 from trainer_core.hooks import Hooks
+from trainer_core.lock import RunLock
 from trainer_core.program import Program, build_program
 from trainer_core.signals import interruptible
 from trainer_core.types import TrainState
@@ -82,7 +83,8 @@ def convert_into_run(
     # It shall not show what a training run shows.
     quiet = load_config(recipe, [*overrides, "plugins.progress=false"])
     _check_place(config)
-    with waiting("building") as phase, _opened(quiet) as (program, hooks):
+    lock = RunLock(config.directory)
+    with waiting("building") as phase, lock, _opened(quiet) as (program, hooks):
         target = described_program(program)
         origin = described_checkpoint(found, rules.prefix, target.axes)
         given = step_of(found, origin, step)
@@ -94,7 +96,7 @@ def convert_into_run(
         _check_finite(arrays)
         phase("writing")
         state = interruptible(lambda: _state(program, plan, arrays, given, fresh_optimizer))
-        write_directory(config, program)
+        write_directory(config, program, lock)
         made = int(state.step)
         hooks.save(run=program.run, step=made, state=state, data=program.data)
     return Converted(plan=plan, specs=target.specs, directory=config.directory, step=made)

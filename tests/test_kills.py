@@ -1,0 +1,32 @@
+"""`kill -9` at any moment costs nothing but time: a run ends as if it had never been stopped."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from kills import CASES, STEPS, killed, outcome, unbroken
+
+KILLS = {"nnx, muon": 12, "linen, adamw, scanned": 12, "two processes": 6}  # at least
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_that_is_killed_again_and_again_ends_as_the_unbroken_one(
+    name: str, tmp_path: Path
+) -> None:
+    case, chance = CASES[name], random.Random(name)
+    seconds = unbroken(case, tmp_path / "unbroken")
+    expected = outcome(tmp_path / "unbroken")
+    assert [line["step"] for line in expected[0]] == list(range(1, len(expected[0]) + 1))
+    assert expected[1]["step"] == len(expected[0]) >= STEPS // 2
+    kills = []
+    for run in range(KILLS[name]):
+        folder = tmp_path / str(run)
+        kills += killed(case, folder, chance, seconds)
+        assert outcome(folder) == expected
+        if len(kills) >= KILLS[name]:
+            break
+    assert len(kills) >= KILLS[name]
+    assert len({each.phase for each in kills}) >= 4  # not always in the same place

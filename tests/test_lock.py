@@ -1,0 +1,67 @@
+"""Two runs never write to one directory, and a dead one keeps nobody out."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import PERCEPTRON, read_until, running, trainer
+
+from trainer_core import UserError, fit
+from trainer_core.lock import LOCK, RunLock
+
+RUN = ["train", *PERCEPTRON, "run.directory=run", "checkpoint.every=1", "run.eval_every=0"]
+STOP = ["plugins.stop.use=models:StopAfter", "plugins.stop.step=1"]
+
+
+def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()  # its lock is taken before anything is compiled
+    with running(*RUN, "run.steps=1000000", folder=tmp_path) as first:
+        read_until(first, "step ")
+        second = trainer(*RUN, folder=tmp_path)
+        assert second.returncode == 2
+        assert f"another run is under way in 'run' (process {first.pid}, host" in second.stderr
+        assert first.poll() is None
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    third = trainer(*RUN, "run.steps=1000000", *STOP, folder=tmp_path)
+    assert third.returncode == 0, third.stderr
+
+
+def test_in_one_process_too(tmp_path: Path) -> None:
+    with RunLock(tmp_path) as one, RunLock(tmp_path) as other:
+        one.take()
+        one.take()  # that it has
+        with pytest.raises(UserError, match="another run is under way"):
+            other.take()
+    with RunLock(tmp_path) as other:
+        other.take()
+
+
+def test_a_lock_file_that_says_nothing_is_no_reason_to_fail(tmp_path: Path) -> None:
+    (tmp_path / LOCK).write_text("{torn")
+    with RunLock(tmp_path) as lock:
+        lock.take()
+    assert '"process"' in (tmp_path / LOCK).read_text()
+
+
+def test_a_run_that_was_overtaken_while_it_was_compiled_begins_nothing(
+    recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both begin where there is no directory; the other is through when this one would write."""
+    config = recipe()
+    overtaken = threading.Event()
+    take = RunLock.take
+
+    def overtaking(lock: RunLock) -> None:
+        if not overtaken.is_set():
+            overtaken.set()
+            Path(config["run"]["directory"]).joinpath("config.toml").write_text("")
+        take(lock)
+
+    monkeypatch.setattr(RunLock, "take", overtaking)
+    with pytest.raises(UserError, match=r"another run began in .* is over; the same command again"):
+        fit(config)

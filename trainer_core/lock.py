@@ -1,0 +1,94 @@
+"""One run at a time in a run directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any, ClassVar, TextIO
+
+from trainer_core.errors import UserError
+
+LOCK = ".lock"
+
+
+class RunLock:
+    """Keeps other runs out of a run directory, from `take` until it is left, or the process dies.
+
+    It is a POSIX lock on a file, across hosts where the file system does that: the operating
+    system takes it from a process that is dead, however it died, and no child inherits it. The
+    file stays; what stands in it is for the message alone. On Windows nobody is kept out.
+
+    Args:
+        directory: of the run.
+
+    Attributes:
+        is_taken: whether this run has it.
+    """
+
+    _held: ClassVar[set[Path]] = set()  # a process is not kept out by its own locks
+
+    def __init__(self, directory: Path) -> None:
+        self.is_taken = False
+        self._directory = directory
+        self._file: TextIO | None = None
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._held.discard(Path(self._file.name))
+
+    def take(self) -> None:
+        """Take the lock of a directory that exists, if this run does not have it.
+
+        Raises:
+            UserError: another run has it.
+            OSError: the file cannot be written.
+        """
+        if not self.is_taken and sys.platform != "win32":
+            self._file = self._locked()
+        self.is_taken = True
+
+    def _locked(self) -> TextIO:
+        import fcntl
+
+        path = self._directory.resolve() / LOCK
+        own = {"process": os.getpid(), "host": platform.node()}
+        if path in self._held:
+            raise self._refused(own)
+        file = path.open("a+")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # either, says POSIX
+            file.seek(0)
+            holder = file.read()
+            file.close()
+            raise self._refused(_parsed(holder)) from None
+        self._held.add(path)
+        file.truncate(0)
+        since = datetime.now().astimezone().isoformat(timespec="seconds")
+        file.write(json.dumps(own | {"since": since}) + "\n")
+        file.flush()
+        return file
+
+    def _refused(self, holder: dict[str, Any]) -> UserError:
+        who = ", ".join(f"{name} {value}" for name, value in holder.items())
+        return UserError(
+            f"another run is under way in {str(self._directory)!r}{who and f' ({who})'}; wait for "
+            f"it, stop it, or start a run of your own with run.name=NAME",
+            "run.directory",
+            "run.name",
+        )
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except ValueError:  # it is being written
+        return {}
