@@ -51,7 +51,8 @@ CASES = {
     "nnx, muon": Case((*RUN, *MUON)),
     "linen, adamw, scanned": Case((*RUN, "model.use=linen", "model.layers=2")),
     "two processes": Case(
-        (*RUN, "model.use=nnx", f"run.steps={STEPS // 2}", "shard.mesh={data=1,fsdp=2}"), processes=2
+        (*RUN, f"run.steps={STEPS // 2}", "shard.mesh={data=1,fsdp=2}"),
+        processes=2,
     ),
 }
 

@@ -135,3 +135,44 @@ def test_a_damaged_checkpoint_is_named(saved: Any, capsys: Any) -> None:
     meta.write_text(meta.read_text().replace('"step": 2', '"step": 3'))
     assert trainer(["checkpoint", "show", str(saved.directory)]) == 2
     assert "does not match its checksum" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------ list and verify
+
+
+def test_list_names_the_steps_and_what_is_no_checkpoint(saved: Any, capsys: Any) -> None:
+    checkpoints = saved.directory / "checkpoints"
+    (checkpoints / "3.damaged").mkdir()
+    folder(saved, 1).joinpath("meta", "metadata").unlink()
+    assert trainer(["checkpoint", "list", str(saved.directory), "--json"]) == 0
+    found = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
+    assert list(found) == ["1", "2", "3.damaged"]
+    assert found["1"]["problem"] == "meta/metadata is missing"
+    assert found["2"]["problem"] == ""
+    assert found["2"]["bytes"] > 128 * 8 * 4
+    assert found["3.damaged"]["problem"] == "not a whole checkpoint, and never read"
+    assert trainer(["checkpoint", "list", str(checkpoints)]) == 0
+    page = capsys.readouterr().out
+    assert "whole" in page
+    assert all(len(line) <= 100 for line in page.splitlines())
+
+
+def test_verify_reads_every_step_and_fails_where_one_is_damaged(saved: Any, capsys: Any) -> None:
+    assert trainer(["checkpoint", "verify", str(saved.directory)]) == 0
+    assert capsys.readouterr().out.count("verified") == 2
+    arrays = max(folder(saved, 1).rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(arrays.read_bytes())
+    content[len(content) // 2] ^= 1
+    arrays.write_bytes(content)
+    assert trainer(["checkpoint", "verify", str(saved.directory), "--json"]) == 1
+    damaged, whole = json.loads(capsys.readouterr().out)
+    assert "not what was saved: " in damaged["problem"] or "cannot be read" in damaged["problem"]
+    assert whole["problem"] == ""
+    assert trainer(["checkpoint", "verify", str(folder(saved, 2))]) == 0
+    assert trainer(["checkpoint", "verify", str(folder(saved, 1))]) == 1
+
+
+@pytest.mark.parametrize("action", ["list", "verify"])
+def test_what_holds_no_checkpoint_is_a_mistake(action: str, tmp_path: Path, capsys: Any) -> None:
+    assert trainer(["checkpoint", action, str(tmp_path)]) == 2
+    assert "holds no checkpoint of a run" in capsys.readouterr().err

@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     from trainer_core.cli.failures import Context
     from trainer_core.cli.parsing import Parser
 
-SUMMARY = "show what a checkpoint holds, or in what two differ"
-ACTIONS = {"show": 1, "diff": 2}  # and how many paths each takes
+SUMMARY = "show, list and verify checkpoints, or say in what two differ"
+ACTIONS = {"show": 1, "diff": 2, "list": 1, "verify": 1}  # and how many paths each takes
 
 
 def configure(parser: Parser) -> None:
     """Declare the arguments."""
-    parser.add_argument("action", metavar="ACTION", help="show PATH, or diff A B")
+    parser.add_argument(
+        "action", metavar="ACTION", help="show PATH, diff A B, list RUN, verify RUN"
+    )
     parser.add_argument(
         "paths",
         metavar="PATH",
@@ -41,18 +43,21 @@ def configure(parser: Parser) -> None:
         ("trainer checkpoint show runs/default", "the newest step: every array, and the config"),
         ("trainer checkpoint show runs/default/checkpoints/100", "another step"),
         ("trainer checkpoint diff runs/a runs/b", "exit code 1 where they differ"),
+        ("trainer checkpoint list runs/default", "every step, and what else lies there"),
+        ("trainer checkpoint verify runs/default", "read all; exit code 1 where one is damaged"),
     ]
 
 
 def run(arguments: Namespace, context: Context) -> int:
-    """Show one checkpoint, or compare two: 0 where they are equal, 1 where they are not."""
+    """Return 0; or 1 where two checkpoints differ, or one is damaged."""
     del context
     action, paths = arguments.action, arguments.paths
     if action not in ACTIONS:
         hint = did_you_mean(action, ACTIONS)
         raise UserError(f"there is no action {action!r}{hint}; there are: {', '.join(ACTIONS)}")
     if len(paths) != ACTIONS[action]:
-        raise UserError(f"{action} takes {ACTIONS[action]} paths, not {len(paths)}")
+        most = ACTIONS[action]
+        raise UserError(f"{action} takes {most} path{'s' * (most > 1)}, not {len(paths)}")
     from trainer_core.terminal.output import say
 
     if action == "show":
@@ -64,6 +69,8 @@ def run(arguments: Namespace, context: Context) -> int:
         else:
             show.print_out(found)
         return 0
+    if action in ("list", "verify"):
+        return _look_over(paths[0], action == "verify", arguments.json)
     from trainer_checkpoint import compare
 
     differences = compare.differences(*paths)
@@ -72,3 +79,15 @@ def run(arguments: Namespace, context: Context) -> int:
     else:
         compare.print_out(differences, arguments.tolerance)
     return int(compare.differ(differences, arguments.tolerance))
+
+
+def _look_over(path: Path, reading: bool, as_json: bool) -> int:
+    from trainer_checkpoint import verify
+    from trainer_core.terminal.output import say
+
+    found = verify.verified(path) if reading else verify.listed(path)
+    if as_json:
+        say(json.dumps(verify.as_json(found), indent=2))
+    else:
+        verify.print_out(found, good="verified" if reading else "whole")
+    return int(reading and any(each.problem for each in found))

@@ -76,6 +76,44 @@ def read_newest(run: Run, directory: Path, like: TrainState) -> Checkpoint | Non
     return None
 
 
+def read_meta(path: Path, step: int) -> dict[str, Any]:
+    """Return what stands in a checkpoint beside its arrays.
+
+    Args:
+        path: its folder.
+        step: which it should be.
+
+    Raises:
+        DamagedError: it cannot be trusted.
+        UserError: a newer version of this plugin wrote it.
+    """
+    meta = unseal(path / META / META_FILE)
+    if meta["format"] > FORMAT:
+        raise UserError(
+            f"{path} was written by trainer-checkpoint-plugin "
+            f"{meta['versions']['trainer-checkpoint-plugin']}, in format {meta['format']}; "
+            f"this one reads up to format {FORMAT}: install a newer one"
+        )
+    if meta["step"] != step:
+        raise DamagedError(f"it holds step {meta['step']}")
+    if not meta["finite"]:
+        raise DamagedError("its parameters are not finite")
+    return meta
+
+
+def positions(folder: Path) -> list[dict[str, Any] | None]:
+    """Return where the data source of each process was; None for a pure one.
+
+    Raises:
+        DamagedError: a file is missing, or cannot be trusted.
+    """
+    files = sorted(folder.glob("process_*.json"))
+    expected = sorted(data_file(process, len(files)) for process in range(len(files)))
+    if not files or [file.name for file in files] != expected:
+        raise DamagedError(f"files are missing in {folder.name}")
+    return [unseal(file)["position"] for file in files]
+
+
 def _read(run: Run, step: int, path: Path, like: TrainState) -> Checkpoint:
     # Every part is read by all processes, or given up by all: each is a collective.
     meta, position = _together(run, lambda: _described(run, step, path, like))
@@ -108,36 +146,24 @@ def _together(run: Run, read: Callable[[], Read]) -> Read:
 def _described(
     run: Run, step: int, path: Path, like: TrainState
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    meta = unseal(path / META / META_FILE)
-    if meta["format"] > FORMAT:
-        raise UserError(
-            f"{path} was written by trainer-checkpoint-plugin "
-            f"{meta['versions']['trainer-checkpoint-plugin']}, in format {meta['format']}; "
-            f"this one reads up to format {FORMAT}: install a newer one"
-        )
-    if meta["step"] != step:
-        raise DamagedError(f"it holds step {meta['step']}")
-    if not meta["finite"]:
-        raise DamagedError("its parameters are not finite")
+    meta = read_meta(path, step)
     wanted = tree.described(tree.by_path(like))
     check_same(meta["leaves"], wanted, str(path), meta["config"], run.config)
     return meta, _position(path / DATA, run.process, run.processes)
 
 
 def _position(folder: Path, process: int, processes: int) -> dict[str, Any] | None:
-    files = sorted(folder.glob("process_*.json"))
     own = folder / data_file(process, processes)
-    if own in files:
-        files = [own]
-    elif not files or files[0].name != data_file(0, len(files)):
-        raise DamagedError(f"files are missing in {folder.name}")
-    positions: list[dict[str, Any] | None] = [unseal(file)["position"] for file in files]
-    if any(position != positions[0] for position in positions):
+    if own.exists():
+        position: dict[str, Any] | None = unseal(own)["position"]
+        return position
+    found = positions(folder)
+    if any(position != found[0] for position in found):
         raise UserError(
-            f"{folder} holds the positions of {len(files)} streams, one a process; "
+            f"{folder} holds the positions of {len(found)} streams, one a process; "
             f"this run has {processes}, and cannot go on from there"
         )
-    return positions[0]
+    return found[0]
 
 
 def _arrays(

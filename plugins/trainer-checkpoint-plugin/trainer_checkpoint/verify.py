@@ -1,0 +1,130 @@
+"""`trainer checkpoint list` and `verify`: which checkpoints a run has, and which can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from trainer_checkpoint.digest import checks
+from trainer_checkpoint.meta import DamagedError
+from trainer_checkpoint.reader import positions, read_meta
+from trainer_checkpoint.steps import DATA, META, META_FILE, steps
+from trainer_checkpoint.stored import look, read
+from trainer_core.errors import UserError
+from trainer_core.terminal.figures import size
+from trainer_core.terminal.page import Page
+
+
+@attrs.frozen
+class Found:
+    """One folder of a run's checkpoints.
+
+    Attributes:
+        name: the step; or another name, which is never read.
+        bytes: on disk.
+        written: seconds since the epoch.
+        digest: of its whole state; empty where it is not known.
+        problem: why it cannot be trusted; empty where nothing was found.
+    """
+
+    name: str
+    bytes: int
+    written: float
+    digest: str
+    problem: str
+
+
+def listed(path: Path) -> list[Found]:
+    """Return what is in a run's folder of checkpoints: its steps, and what else lies there.
+
+    Args:
+        path: of a run, or of its folder of checkpoints.
+
+    Raises:
+        UserError: there is no checkpoint.
+    """
+    folder = _folder(path)
+    known = [str(step) for step in steps(folder)]
+    others = sorted({each.name for each in folder.iterdir() if each.is_dir()} - {*known})
+    return [_found(folder / name) for name in known] + [
+        _found(folder / name, "not a whole checkpoint, and never read") for name in others
+    ]
+
+
+def verified(path: Path) -> list[Found]:
+    """Return the steps of a run, or the one given, after reading every byte of them.
+
+    Raises:
+        UserError: there is no checkpoint.
+    """
+    folder = _folder(path)
+    names = [folder] if folder.name.isdecimal() else [folder / str(each) for each in steps(folder)]
+    return [_found(each, read_arrays=True) for each in names]
+
+
+def as_json(found: Sequence[Found]) -> list[dict[str, Any]]:
+    """Return them as JSON values."""
+    return [attrs.asdict(each) for each in found]
+
+
+def print_out(found: Sequence[Found], good: str) -> None:
+    """Print them as a table; `good` is said of those without a problem."""
+    Page().table(
+        ("step", "written", "on disk", "digest", "state"),
+        [
+            (
+                each.name,
+                f"{datetime.fromtimestamp(each.written):%Y-%m-%d %H:%M:%S}",
+                size(each.bytes),
+                each.digest[:12],
+                each.problem or good,
+            )
+            for each in found
+        ],
+    )
+
+
+def _folder(path: Path) -> Path:
+    absolute = path.absolute()
+    for folder in (absolute / "checkpoints", absolute):
+        if steps(folder) or (folder / META).is_dir():
+            return folder
+    raise UserError(f"{path} holds no checkpoint of a run; give a run, or one step of it")
+
+
+def _found(path: Path, problem: str = "", read_arrays: bool = False) -> Found:
+    meta: dict[str, Any] = {}
+    if not problem:
+        try:
+            meta = read_meta(path, int(path.name))
+            positions(path / DATA)
+            problem = _wrong_arrays(path, meta) if read_arrays else ""
+        except (DamagedError, UserError) as error:
+            problem = str(error)
+    return Found(
+        name=path.name,
+        bytes=sum(each.stat().st_size for each in path.rglob("*") if each.is_file()),
+        written=(path / META / META_FILE if meta else path).stat().st_mtime,
+        digest=str(meta.get("digest", "")),
+        problem=problem,
+    )
+
+
+def _wrong_arrays(path: Path, meta: dict[str, Any]) -> str:
+    import jax
+
+    # Each keeps its width: a run of 64 bits is looked at by a command of 32.
+    with jax.enable_x64(True):
+        arrays = {
+            tuple(name.split("/")): jax.numpy.asarray(array)
+            for name, array in read(look(path)).items()
+        }
+        found = {"/".join(name): check.digest for name, check in checks(arrays).items()}
+    wanted = {name: leaf["digest"] for name, leaf in meta["leaves"].items() if leaf["digest"]}
+    names = {*found, *wanted}
+    wrong = sorted(name for name in names if found.get(name) != wanted.get(name))
+    return f"not what was saved: {', '.join(wrong)}" if wrong else ""
