@@ -17,6 +17,7 @@ from trainer_core.opening import built, opened
 from trainer_core.run import Run, StopRequest
 from trainer_core.signals import Interrupted, SignalHandlers, interruptible
 from trainer_core.stopping import Stopping
+from trainer_core.supply import Supply
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -131,14 +132,16 @@ def _steps(run: Run, hooks: Hooks, program: Any, step_fn: Any, state: Any, first
 
     meter = Meter(program, first)
     stopping = Stopping(run, first)
+    supply = Supply(program.data)
     settings = run.settings
     waiting: tuple[int, Any] | None = None
+    numbers: Any = {}
     step = first
     while step < settings.steps:
         # An accidental transfer between host and device is an error: it would stall the step.
         with jax.transfer_guard("disallow"):
             # Data advances only here, after the save of the step before.
-            batch = program.place(program.data.batch(step))
+            batch = program.place(supply.batch(step, numbers))
             state, numbers = step_fn(state, batch)
         step += 1
 

@@ -1,0 +1,67 @@
+"""Takes a run's batches from its data source, and says where the devices wait for them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from trainer_core.types import Batch, Data
+
+logger = logging.getLogger("trainer_core")
+
+_STEPS = 10  # and at least
+_SECONDS = 1.0  # of waiting, before anything is said; and no more than once in
+_SILENT = 300.0  # seconds
+_SHARE = 0.2
+
+
+class Supply:
+    """Gives batches, and warns once the devices spent a fifth of their time without one.
+
+    The source works on the host while the devices are at the step before: only what it takes
+    longer than they do is waiting.
+
+    Args:
+        data: the source.
+    """
+
+    def __init__(self, data: Data) -> None:
+        self._data = data
+        self._silent_until = 0.0
+        self._begin()
+
+    def batch(self, step: int, running: Mapping[str, Any]) -> Batch:
+        """Return the batch of a step.
+
+        Args:
+            step: which.
+            running: the metrics of the step before, still on the devices; empty before the first.
+        """
+        began = time.monotonic()
+        batch = self._data.batch(step)
+        if running:
+            self._count(time.monotonic() - began, all(each.is_ready() for each in running.values()))
+        return batch
+
+    def _begin(self) -> None:
+        self._since, self._steps, self._waited = time.monotonic(), 0, 0.0
+
+    def _count(self, seconds: float, waiting: bool) -> None:
+        self._steps += 1
+        self._waited += seconds if waiting else 0.0
+        now = time.monotonic()
+        if self._steps < _STEPS or self._waited < _SECONDS or now < self._silent_until:
+            return
+        share = self._waited / (now - self._since)
+        if share > _SHARE:
+            logger.warning(
+                "waiting for data: %.0f%% of the last %.0f s; the data source takes %.2g s for a "
+                "batch, longer than the devices for a step",
+                100 * share,
+                now - self._since,
+                self._waited / self._steps,
+            )
+            self._silent_until = now + _SILENT
+        self._begin()
