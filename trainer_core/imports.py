@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
 
 from trainer_core.errors import UserError
 
+_own_files: dict[str, Path] = {}
 
-def load_object(path: str, what: str) -> Any:
+
+def load_object(path: str, what: str, registered: bool = False) -> Any:
     """Return the object at `package.module:Object`.
 
     Args:
         path: what the config says.
         what: the key that says it, for the error: `[model] module`.
+        registered: an installed package gave the path, not the config.
 
     Raises:
         UserError: the path has no colon, the module cannot be imported (the cause is chained),
-            or it has no such object.
+            it has no such object, or that is of Python's own library: a config could call
+            `os:system` by it.
     """
     module_name, colon, attribute = path.partition(":")
     if not (module_name and colon and attribute):
         raise UserError(f'{what} = "{path}": expected an import path, "package.module:Object"')
+    _refuse_standard_library(module_name, path, what)
     try:
         target = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
@@ -45,7 +52,26 @@ def load_object(path: str, what: str) -> Any:
                 f"{did_you_mean(part, [name for name in dir(target) if name[0] != '_'])}"
             )
         target = getattr(target, part)
+    made_of = target.func if isinstance(target, functools.partial) else target
+    if inspect.isclass(made_of) or inspect.isroutine(made_of):
+        _refuse_standard_library(made_of.__module__ or "builtins", path, what)
+    file = getattr(sys.modules[module_name], "__file__", None)
+    if file is not None and not registered and "site-packages" not in Path(file).parts:
+        _own_files[path] = Path(file)
     return target
+
+
+def own_files() -> dict[str, Path]:
+    """Return the files outside of installed packages that import paths led to so far."""
+    return dict(_own_files)
+
+
+def _refuse_standard_library(module: str, path: str, what: str) -> None:
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        raise UserError(
+            f'{what} = "{path}" names something of Python itself, which has nothing that belongs '
+            f"here; name a class or a function of your own, or of an installed package"
+        )
 
 
 def search_in(*folders: Path) -> None:

@@ -92,8 +92,10 @@ def _config(directory: Path, overrides: Sequence[str]) -> Config:
     from trainer_core.imports import search_in
 
     recipe = recipe_of(directory)
-    # A model of the user's own lies where the run was started from.
-    search_in(*map(Path, recorded(directory, "import folders") or ()))
+    # A model of the user's own lies where the run was started from; a run that came from somebody
+    # else shall not lead to any other place.
+    started = map(Path, recorded(directory, "import folders") or ())
+    search_in(*(each for each in started if _is_near(each, directory)))
     return load_config(
         recipe,
         [
@@ -103,6 +105,12 @@ def _config(directory: Path, overrides: Sequence[str]) -> Config:
             *overrides,
         ],
     )
+
+
+def _is_near(folder: Path, directory: Path) -> bool:
+    """Whether a folder holds the run directory, or lies in the current one."""
+    where = folder.resolve()
+    return directory.resolve().is_relative_to(where) or where.is_relative_to(Path.cwd())
 
 
 def _runs_near(directory: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from trainer_core.imports import own_files
 from trainer_core.terminal import figures
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def summary_rows(run: Run, program: Program, step: int) -> list[tuple[str, str]]
         *_uneven(run, program),
         *program.data.summary.items(),
         ("optimizer", _optimizer(config)),
+        *_imports(),
         ("run", f"{run.directory}, {figures.steps(run.settings.steps)}{_saved(run)}"),
     ]
     if step:
@@ -40,6 +42,12 @@ def summary_rows(run: Run, program: Program, step: int) -> list[tuple[str, str]]
         before = f", made on {run.devices_before}" if moved else ""
         rows.append(("resumed", f"from the checkpoint of step {step:,}{before}"))
     return rows
+
+
+def _imports() -> list[tuple[str, str]]:
+    """Code that comes with a recipe, which is good to know where the recipe is a stranger's."""
+    found = "\n".join(f"{path} from {file}" for path, file in own_files().items())
+    return [("imports", found)] if found else []
 
 
 def _batch(run: Run, program: Program) -> str:
