@@ -12,6 +12,7 @@ ON_EIGHT_DEVICES = """
 import json, sys
 from pathlib import Path
 import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from checkpointed import bits, folder, like, restore, run_in, save, state_at
 
 assert jax.device_count() == 8
@@ -20,14 +21,23 @@ state = state_at(5, eight.mesh)
 assert len(state.params["layers"]["kernel"].addressable_shards) == 8
 save(eight, state)
 
-# On all of its devices, and on two of them.
-for devices in (8, 2):
-    mesh = run_in(Path("unused"), devices).mesh
-    wanted = like(state, mesh)
-    found = restore(one, wanted)
-    assert bits(found) == bits(state)
-    for leaf, target in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        assert leaf.sharding == target.sharding
+for written in (one, eight):
+    for devices in (8, 4, 2, 1):
+        mesh = run_in(Path("unused"), devices).mesh
+        wanted = like(state, mesh)
+        found = restore(written, wanted)
+        assert bits(found) == bits(state)
+        for leaf, target in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+            assert leaf.sharding == target.sharding
+
+# By other axes than those that it was spread over.
+mesh = jax.make_mesh((4, 2), ("tensor", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+def turned(leaf):
+    spec = PartitionSpec("fsdp", "tensor") if leaf.ndim == 2 else PartitionSpec()
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+wide = jax.tree.map(turned, state)
+assert bits(restore(eight, wide)) == bits(state)
 """
 
 
@@ -44,7 +54,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def test_from_one_device_to_eight_it_is_bitwise_equal_and_sharded(place: Path) -> None:
+def test_from_one_or_eight_devices_to_any_number_it_is_bitwise_equal_and_sharded(
+    place: Path,
+) -> None:
     assert (place / "eight").is_dir()  # what is asserted in the other process held
 
 
