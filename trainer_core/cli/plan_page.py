@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from trainer_core.plan.planning import Plan
     from trainer_core.plan.search import Search
     from trainer_core.plan.topology import Topology
+    from trainer_core.plan.xla_memory import XlaMemory
 
 _CLASSES = {
     "parameters": "",
@@ -24,7 +25,7 @@ _CLASSES = {
     "batch": "",
     "accumulator": "the sum of the microbatches' gradients",
     "gradients": "",
-    "activations": "and temporaries: what is left of XLA's figure",
+    "activations": "and all else that is temporary",
 }
 
 
@@ -69,12 +70,12 @@ def _heads(plan: Plan, config: Config, topology: Topology | None) -> list[tuple[
 
 def verdict(plan: Plan) -> str:
     """Return whether it fits, and by how much."""
-    needed = exact_size(plan.memory.total)
+    needed = exact_size(plan.needed)
     if plan.available is None:
         return f"{needed} a device; how much a {plan.kind} device has is not known, so no verdict"
     has = exact_size(plan.available)
     if plan.fits:
-        return f"fits: {needed} of {has} a device ({plan.memory.total / plan.available:.0%})"
+        return f"fits: {needed} of {has} a device ({plan.needed / plan.available:.0%})"
     least = "at least " if not plan.memory.activations else ""
     return f"does not fit: {least}{needed} of {has} a device" + (
         f" ({plan.refused})" if plan.refused else ""
@@ -89,7 +90,21 @@ def _memory(page: Page, plan: Plan) -> None:
         if size:
             rows.append([f"{exact_size(size):>10}", f"{size / total:>5.0%}", name, note])
     rows.append([f"{exact_size(total):>10}", "", "in all", ""])
+    if plan.xla_memory is not None:
+        whole = plan.xla_memory.total
+        more = f"{whole / total - 1:+.1%}"
+        rows.append([f"{exact_size(whole):>10}", more, "XLA says", _figures(plan.xla_memory)])
     page.table(["a device", "share", "for", ""], rows)
+
+
+def _figures(memory: XlaMemory) -> str:
+    parts = (
+        f"arguments {exact_size(memory.arguments)}",
+        f"outputs {exact_size(memory.outputs)}",
+        f"of these in place {exact_size(memory.aliased)}",
+        f"temporaries {exact_size(memory.temporaries)}",
+    )
+    return ", ".join(parts) + ("" if memory.peak is None else "; this is their peak")
 
 
 def _work(plan: Plan) -> list[tuple[str, str]]:
@@ -192,7 +207,7 @@ def _search(page: Page, found: Search) -> None:
             [
                 seconds(bound.seconds) if bound else "",
                 f"{bound.mfu:.0%} {bound.limit}" if bound else "",
-                exact_size(each.plan.memory.total),
+                exact_size(each.plan.needed),
                 {True: "yes", False: "no", None: ""}[each.plan.fits],
                 " ".join(map(shell_word, each.changes)) or "as it is",
             ]

@@ -39,7 +39,7 @@ def _search(search: Search) -> dict[str, Any]:
 
 
 def _plan(plan: Plan) -> dict[str, Any]:
-    chip, cost, roofline = plan.chip, plan.cost, plan.roofline
+    chip, cost, roofline, xla = plan.chip, plan.cost, plan.roofline, plan.xla_memory
     return {
         "device": plan.kind,
         "devices": plan.devices,
@@ -50,6 +50,7 @@ def _plan(plan: Plan) -> dict[str, Any]:
         "refused": plan.refused,
         "available_bytes": plan.available,
         "memory": {**attrs.asdict(plan.memory), "total": plan.memory.total},
+        "xla_memory": None if xla is None else {**attrs.asdict(xla), "total": xla.total},
         "flops": {
             "model": plan.model_flops,
             "step": plan.step.total,
