@@ -312,6 +312,11 @@ TPU = """HloModule jit_step, num_partitions=4
   %m = s32[]{:T(128)} add(%one, %k)
   %s = (f32[4]{0}, f32[4]{0}, u32[]{:S(2)}) collective-permute-start(%x), channel_id=5, source_target_pairs={{0,1},{1,0}}
   %d = f32[8]{0:T(8)S(1)} all-reduce(%b), channel_id=4, replica_groups=mesh['a'=2,'b'=2] {'b'}
+  %token = token[] after-all(), frontend_attributes={MegascaleRendezvousKeyName="all-reduce.18_0"}
+  %send = (f32[4]{0:T(128)}, u32[], token[]) send(%c, %token), channel_id=3, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous="all-reduce.18_0",_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2,3}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (f32[4]{0:T(128)}, u32[], token[]) recv(%token), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous="all-reduce.18_0",_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2,3}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv.1 = (f32[2,8]{1,0:T(8,128)}, u32[], token[]) recv(%token), channel_id=9, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous="all-gather.4_0",_xla_megascale_target={{100000,200000},{100001,200001}},_xla_megascale_transfer_type="ALL_GATHER"}
+  %recv-done = (f32[4]{0:T(128)}, token[]) recv-done(%recv), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}
   ROOT %z = (s32[], f32[8]) tuple(%m, %d)
 }
 
@@ -353,6 +358,12 @@ def test_a_tpus_program_is_read_too_whose_loops_and_pieces_say_less() -> None:
         Exchange("reduce-scatter", (0, 2), 8, 3),
         Exchange("all-reduce", (0, 1), 32, 3),
         Exchange("collective-permute", (0, 1), 16, 3),
+        Exchange("all-reduce", (1, 2, 3), 16, 3, between_slices=True),
+        Exchange("all-gather", (100000, 200000), 64, 3, between_slices=True),
+    }
+    assert {kind: sums.count for kind, sums in cost.by_kind.items() if "slices" in kind} == {
+        "all-reduce between slices": 3,
+        "all-gather between slices": 3,
     }
     assert not cost.unknown
 

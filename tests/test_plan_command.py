@@ -55,9 +55,7 @@ def test_the_command_prints_a_plan_or_the_same_as_json(
         size for name, size in found["memory"].items() if name != "total"
     )
     xla = found["xla_memory"]
-    assert xla["total"] == (
-        xla["arguments"] + xla["outputs"] - xla["aliased"] + xla["temporaries"]
-    )
+    assert xla["total"] == (xla["arguments"] + xla["outputs"] - xla["aliased"] + xla["temporaries"])
     assert found["memory"]["total"] == pytest.approx(xla["total"], rel=0.03)
     # 8 x 16 and 16 x 8 weights, 16 rows; the batch takes no gradient, and one product is saved.
     assert found["flops"]["model"] == 3 * 2 * 16 * (8 * 16 + 16 * 8)

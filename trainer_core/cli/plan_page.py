@@ -140,13 +140,8 @@ def _collectives(page: Page, plan: Plan) -> None:
     page.table(
         ["collective", "count", "bytes", "sent"],
         [
-            [
-                kind,
-                f"{count:,}",
-                exact_size(plan.cost.bytes_by_kind[kind]),
-                exact_size(sum(e.sent for e in plan.cost.exchanges if e.kind == kind)),
-            ]
-            for kind, count in plan.cost.collectives.most_common()
+            [kind, f"{sums.count:,}", exact_size(sums.bytes), exact_size(sums.sent)]
+            for kind, sums in plan.cost.by_kind.items()
         ],
     )
     for each in sorted(plan.cost.unknown):
@@ -161,12 +156,11 @@ def _bound(page: Page, plan: Plan) -> None:
         page.rows([("time", "no bound: the step was not compiled")])
         return
     bound = plan.roofline
+    parts = ", ".join(f"{name} {seconds(each)}" for name, each in bound.parts.items())
+    unknown = ["the network, whose speed is not known"] if bound.network is None else []
     rows = [
-        (
-            "at least",
-            f"compute {seconds(bound.compute)}, HBM {seconds(bound.memory)}, interconnect "
-            f"{seconds(bound.interconnect)} a step",
-        ),
+        ("at least", f"{parts} a step"),
+        *(("left out", each) for each in unknown),
         (
             "at best",
             f"{seconds(bound.seconds)} a step, bound by {bound.limit}; MFU {bound.mfu:.0%}"
@@ -223,12 +217,14 @@ def shell_word(change: str) -> str:
 
 
 def _chip(plan: Plan) -> str:
-    chip = plan.chip
+    chip, bound = plan.chip, plan.roofline
     assert chip is not None
+    assert bound is not None
+    network = f", network {chip.network / 1e9:.3g} GB/s" if chip.network and bound.network else ""
     return (
         f"{chip.title}, a device: {chip.flops / 1e12:,.0f} TFLOP/s bfloat16, HBM "
-        f"{chip.memory_bandwidth / 1e9:,.0f} GB/s, links {chip.links / 1e9:,.0f} GB/s one way "
-        f"({chip.source})"
+        f"{chip.memory_bandwidth / 1e9:,.0f} GB/s, links {chip.links / 1e9:,.0f} GB/s one way"
+        f"{network} ({chip.source})"
     )
 
 

@@ -62,12 +62,8 @@ def _plan(plan: Plan) -> dict[str, Any]:
         "collectives": None
         if cost is None
         else {
-            kind: {
-                "count": count,
-                "bytes": cost.bytes_by_kind[kind],
-                "sent_bytes": sum(each.sent for each in cost.exchanges if each.kind == kind),
-            }
-            for kind, count in sorted(cost.collectives.items())
+            kind: {"count": sums.count, "bytes": sums.bytes, "sent_bytes": sums.sent}
+            for kind, sums in cost.by_kind.items()
         },
         "collectives_not_counted": None if cost is None else sorted(cost.unknown),
         "roofline": None
@@ -76,6 +72,7 @@ def _plan(plan: Plan) -> dict[str, Any]:
             "compute_seconds": roofline.compute,
             "memory_seconds": roofline.memory,
             "interconnect_seconds": roofline.interconnect,
+            "network_seconds": roofline.network,
             "step_seconds": roofline.seconds,
             "mfu": roofline.mfu,
             "tokens_per_second": plan.tokens_per_second,
