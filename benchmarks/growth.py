@@ -50,7 +50,8 @@ def settings_of(kind: str, value: str) -> tuple[int, list[str]]:
 
 def measure(kind: str, value: str, tpu: bool) -> dict[str, Any]:
     """Plan one row in this process, and return what it took, without imports."""
-    from trainer_core.plan.topology import devices_of, parse_topology, prepare
+    from trainer_core.plan.devices import devices_of, prepare
+    from trainer_core.plan.topology import parse_topology
 
     count, settings = settings_of(kind, value)
     topology = parse_topology(f"v5e:{V5E[count]}" if tpu else f"cpu:{count}")

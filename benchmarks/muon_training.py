@@ -4,9 +4,9 @@ Each run is `trainer train` of the tiny preset, 300 steps, evaluated at the end.
 sweep is of the first, the others have the best rate of each and its neighbours. What was run is
 kept in the folder, so that a sweep that was stopped goes on.
 
-The time of a step is measured apart, both optimizers in turns, as a run's own would be that of a
-busy machine; also for other settings than the preset's. With `--ratio`, what came out of that,
-AdamW is given so many more steps besides.
+The time of a step is measured apart, both optimizers in turns, as a run's own would be that of
+whatever else the machine does; also for other settings than the preset's. With `--ratio`, what came
+out of that, AdamW is given so many more steps besides.
 
     uv run python benchmarks/muon_training.py --time [KEY=VALUE ...] [--rounds 40]
     uv run python benchmarks/muon_training.py --folder FOLDER [--ratio 1.05] [--plot FILE.svg]

@@ -109,6 +109,10 @@ OVERRIDES = {
     "a seed beyond 64 bits": ("run.seed=99999999999999999999", ["seed", "< 9223372036854775808"]),
     "no table, but a key that has one": ("steps=3", ["did you mean run.steps?"]),
     "a number for a name": ("run.name=7", ["name = 7", "command line", "in quotes"]),
+    "half of a table that a shell took apart": (
+        "shard.mesh=fsdp=8",
+        ["[shard] mesh", "command line", "not in quotes: 'shard.mesh={fsdp=8, ...}'"],
+    ),
     "a path for a name": ("run.name=a/b", ["name", "run.directory"]),
     "unknown key": ("run.stpes=3", ["'stpes'", "command line", "did you mean 'steps'"]),
 }

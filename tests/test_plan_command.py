@@ -19,6 +19,7 @@ from trainer_core.plan.record import as_json
 from trainer_core.plan.roofline import roofline_of
 from trainer_core.plan.topology import parse_topology
 from trainer_core.plan.variants import Variants
+from trainer_core.terminal.figures import exact_size
 
 SETTINGS = [*PERCEPTRON, "checkpoint.use=none", "plugins.progress=false"]
 
@@ -53,12 +54,18 @@ def test_the_command_prints_a_plan_or_the_same_as_json(
     assert found["memory"]["total"] == sum(
         size for name, size in found["memory"].items() if name != "total"
     )
+    xla = found["xla_memory"]
+    assert xla["total"] == (xla["arguments"] + xla["outputs"] - xla["aliased"] + xla["temporaries"])
+    assert found["memory"]["total"] == pytest.approx(xla["total"], rel=0.03)
     # 8 x 16 and 16 x 8 weights, 16 rows; the batch takes no gradient, and one product is saved.
     assert found["flops"]["model"] == 3 * 2 * 16 * (8 * 16 + 16 * 8)
     assert found["flops"]["step"] == found["flops"]["model"] - 2 * 16 * 8 * 16
     assert found["collectives"] == {}
     assert run(["plan", *SETTINGS, "--topology", "cpu:1"]) == 0
-    assert "no verdict" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "no verdict" in text
+    more = xla["total"] / found["memory"]["total"] - 1
+    assert f"{exact_size(xla['total'])}  {more:+.1%}  XLA says" in text
 
 
 def test_a_plan_is_read_within_a_hundred_columns(

@@ -8,13 +8,14 @@ import attrs
 import pytest
 
 from trainer_core import UserError
-from trainer_core.plan.chips import CHIPS, chip_of
+from trainer_core.plan.chips import CHIPS, Chip, chip_of
 from trainer_core.plan.cost import Cost, Exchange
+from trainer_core.plan.devices import devices_of, prepare
 from trainer_core.plan.flops import Products
 from trainer_core.plan.gpus import target_config
 from trainer_core.plan.memory import Memory
-from trainer_core.plan.roofline import roofline_of
-from trainer_core.plan.topology import devices_of, parse_topology, prepare
+from trainer_core.plan.roofline import Roofline, roofline_of
+from trainer_core.plan.topology import parse_topology
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,7 @@ from trainer_core.plan.topology import devices_of, parse_topology, prepare
     [
         *(("v5e:4x4", "tpu", 16), ("v5e:8x4", "tpu", 32), ("v5p:8x8x16", "tpu", 1024)),
         *(("v4:2x2x1", "tpu", 4), ("tpu7x:4x4x4", "tpu", 128)),
+        *(("2xv5e:4x4", "tpu", 32), ("16xtpu7x:2x2x1", "tpu", 128)),
         *(("gpu:h100x16", "gpu", 16), ("gpu:b200", "gpu", 1), ("cpu:256", "cpu", 256)),
     ],
 )
@@ -35,7 +37,11 @@ def test_a_topology_names_its_devices(text: str, platform: str, count: int) -> N
     [
         ("v5ee:4x4", r"there is no chip 'v5ee' \(did you mean 'v5e'\?\); there are v4, v5e"),
         ("h100", r"no chip 'h100' \(did you mean 'gpu:h100x8'\?\)"),
-        ("v5e", r"it needs a shape, such as 4x4"),
+        ("v5e", r"it needs a shape, such as v5e:4x4"),
+        ("2xv5e", r"it needs a shape, such as v5e:4x4"),
+        ("0xv5e:4x4", r"it needs at least one slice, such as 2xv5e:4x4"),
+        ("2xgpu:h100x8", r"only TPUs come in slices, such as 2xv5e:4x4"),
+        ("2xv5:4x4", r"--topology 2xv5:4x4: there is no chip 'v5' \(did you mean"),
         ("v5p:", r"it needs a shape, such as 4x4x4"),
         ("v5e:3x5", r"no such slice of TPU v5e \(did you mean 4x4\?\); there are 1x1, 2x2, 2x4"),
         ("v5e:32x32", r"no such slice of TPU v5e \(did you mean 16x16\?\)"),
@@ -92,6 +98,7 @@ def test_the_bound_is_the_slowest_part_by_hand() -> None:
     step = Products()
     step.by_dtype["bfloat16"] = 8 * 197
     found = roofline_of(chip, 4, step, 6 * 197, memory, cost)
+    assert found.network == 0
     assert found.compute == pytest.approx(2e-12)
     # 1010 read, 1000 written; 1000 written and read; 8000 written and read.
     assert found.memory == pytest.approx((1010 + 1000 + 2 * 1000 + 2 * 8000) / 819e9)
@@ -102,8 +109,21 @@ def test_the_bound_is_the_slowest_part_by_hand() -> None:
 
 def test_a_group_of_gpus_that_leaves_its_host_is_bound_by_the_network() -> None:
     chip = CHIPS["h100"]  # 450 GB/s within a host of 8, 50 GB/s beyond
+    near = bound_of(chip, Exchange("all-reduce", (0, 1), 1000))
+    assert (near.interconnect, near.network) == (pytest.approx(1000 / 450e9), 0)
+    far = bound_of(chip, Exchange("all-reduce", (0, 8), 1000))
+    assert (far.interconnect, far.network) == (0, pytest.approx(1000 / 50e9))
+
+
+def test_what_goes_between_slices_is_bound_by_the_network_where_its_speed_is_known() -> None:
+    between = Exchange("all-reduce", (1, 2), 10**6, between_slices=True)
+    bound = bound_of(CHIPS["v5e"], between)
+    assert bound.network == bound.seconds == pytest.approx(10**6 / (25e9 / 8))  # 25 Gbit/s a chip
+    assert (bound.interconnect, bound.limit) == (0, "network")
+    unknown = bound_of(CHIPS["v4"], between)
+    assert (unknown.network, unknown.limit) == (None, "HBM")
+
+
+def bound_of(chip: Chip, exchange: Exchange) -> Roofline:
     memory = Memory(**dict.fromkeys((each.name for each in attrs.fields(Memory)), 0))
-    for group, bandwidth in (((0, 1), 450e9), ((0, 8), 50e9)):
-        cost = Cost((Exchange("all-reduce", group, 1000),))
-        found = roofline_of(chip, 16, Products(), 0, memory, cost)
-        assert found.interconnect == pytest.approx(1000 / bandwidth)
+    return roofline_of(chip, 16, Products(), 0, memory, Cost((exchange,)))

@@ -124,7 +124,7 @@ def _convert(
     except Exception as error:
         note = "" if _expected(wanted) else f": {'; '.join(cattrs.transform_error(error))}"
         expected = _expected(wanted) or "another value"
-        quote = _quoting_hint(value, wanted)
+        quote = _quoting_hint(f"{title.strip('[]')}.{field.name}", value, wanted)
         raise UserError(
             f"{title} {field.name} = {shown(value)} ({place(field.name)}): "
             f"expected {expected}{quote}{note}"
@@ -166,9 +166,12 @@ def _default(field: attrs.Attribute[Any]) -> Any:
     return None if default.takes_self else factory()
 
 
-def _quoting_hint(value: Any, wanted: Any) -> str:
+def _quoting_hint(key: str, value: Any, wanted: Any) -> str:
     if isinstance(value, (int, float)) and str in (wanted, *get_args(wanted)):
         return f""", in quotes: '"{value}"'"""
+    if isinstance(value, str) and "=" in value and get_origin(wanted) is dict:
+        # Of key={a=1,b=2} bash makes two arguments: key=a=1 and key=b=2.
+        return f"; a shell takes braces apart that are not in quotes: '{key}={{{value}, ...}}'"
     return ""
 
 

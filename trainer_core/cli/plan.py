@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from trainer_core.cli.parsing import number_at_least
 from trainer_core.cli.settings import add_settings, split
 from trainer_core.cli.waiting import waiting
-from trainer_core.plan.topology import devices_of, parse_topology, prepare
+from trainer_core.plan.devices import devices_of, prepare
+from trainer_core.plan.topology import parse_topology
 from trainer_core.terminal.output import say
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def configure(parser: Parser) -> None:
     parser.add_argument(
         "--topology",
         metavar="DEVICES",
-        help="plan for these, which need not be there: v5e:4x4, v5p:4x4x4, gpu:h100x16, cpu:8; "
+        help="plan for these, which need not be there: v5e:4x4, 2xv5e:4x4, gpu:h100x16, cpu:8; "
         "by default those that are here",
     )
     parser.add_argument(

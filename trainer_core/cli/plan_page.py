@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from trainer_core.plan.planning import Plan
     from trainer_core.plan.search import Search
     from trainer_core.plan.topology import Topology
+    from trainer_core.plan.xla_memory import XlaMemory
 
 _CLASSES = {
     "parameters": "",
@@ -24,7 +25,7 @@ _CLASSES = {
     "batch": "",
     "accumulator": "the sum of the microbatches' gradients",
     "gradients": "",
-    "activations": "and temporaries: what is left of XLA's figure",
+    "activations": "and all else that is temporary",
 }
 
 
@@ -69,12 +70,12 @@ def _heads(plan: Plan, config: Config, topology: Topology | None) -> list[tuple[
 
 def verdict(plan: Plan) -> str:
     """Return whether it fits, and by how much."""
-    needed = exact_size(plan.memory.total)
+    needed = exact_size(plan.needed)
     if plan.available is None:
         return f"{needed} a device; how much a {plan.kind} device has is not known, so no verdict"
     has = exact_size(plan.available)
     if plan.fits:
-        return f"fits: {needed} of {has} a device ({plan.memory.total / plan.available:.0%})"
+        return f"fits: {needed} of {has} a device ({plan.needed / plan.available:.0%})"
     least = "at least " if not plan.memory.activations else ""
     return f"does not fit: {least}{needed} of {has} a device" + (
         f" ({plan.refused})" if plan.refused else ""
@@ -89,7 +90,21 @@ def _memory(page: Page, plan: Plan) -> None:
         if size:
             rows.append([f"{exact_size(size):>10}", f"{size / total:>5.0%}", name, note])
     rows.append([f"{exact_size(total):>10}", "", "in all", ""])
+    if plan.xla_memory is not None:
+        whole = plan.xla_memory.total
+        more = f"{whole / total - 1:+.1%}"
+        rows.append([f"{exact_size(whole):>10}", more, "XLA says", _figures(plan.xla_memory)])
     page.table(["a device", "share", "for", ""], rows)
+
+
+def _figures(memory: XlaMemory) -> str:
+    parts = (
+        f"arguments {exact_size(memory.arguments)}",
+        f"outputs {exact_size(memory.outputs)}",
+        f"of these in place {exact_size(memory.aliased)}",
+        f"temporaries {exact_size(memory.temporaries)}",
+    )
+    return ", ".join(parts) + ("" if memory.peak is None else "; this is their peak")
 
 
 def _work(plan: Plan) -> list[tuple[str, str]]:
@@ -125,13 +140,8 @@ def _collectives(page: Page, plan: Plan) -> None:
     page.table(
         ["collective", "count", "bytes", "sent"],
         [
-            [
-                kind,
-                f"{count:,}",
-                exact_size(plan.cost.bytes_by_kind[kind]),
-                exact_size(sum(e.sent for e in plan.cost.exchanges if e.kind == kind)),
-            ]
-            for kind, count in plan.cost.collectives.most_common()
+            [kind, f"{sums.count:,}", exact_size(sums.bytes), exact_size(sums.sent)]
+            for kind, sums in plan.cost.by_kind.items()
         ],
     )
     for each in sorted(plan.cost.unknown):
@@ -146,12 +156,11 @@ def _bound(page: Page, plan: Plan) -> None:
         page.rows([("time", "no bound: the step was not compiled")])
         return
     bound = plan.roofline
+    parts = ", ".join(f"{name} {seconds(each)}" for name, each in bound.parts.items())
+    unknown = ["the network, whose speed is not known"] if bound.network is None else []
     rows = [
-        (
-            "at least",
-            f"compute {seconds(bound.compute)}, HBM {seconds(bound.memory)}, interconnect "
-            f"{seconds(bound.interconnect)} a step",
-        ),
+        ("at least", f"{parts} a step"),
+        *(("left out", each) for each in unknown),
         (
             "at best",
             f"{seconds(bound.seconds)} a step, bound by {bound.limit}; MFU {bound.mfu:.0%}"
@@ -192,7 +201,7 @@ def _search(page: Page, found: Search) -> None:
             [
                 seconds(bound.seconds) if bound else "",
                 f"{bound.mfu:.0%} {bound.limit}" if bound else "",
-                exact_size(each.plan.memory.total),
+                exact_size(each.plan.needed),
                 {True: "yes", False: "no", None: ""}[each.plan.fits],
                 " ".join(map(shell_word, each.changes)) or "as it is",
             ]
@@ -208,12 +217,14 @@ def shell_word(change: str) -> str:
 
 
 def _chip(plan: Plan) -> str:
-    chip = plan.chip
+    chip, bound = plan.chip, plan.roofline
     assert chip is not None
+    assert bound is not None
+    network = f", network {chip.network / 1e9:.3g} GB/s" if chip.network and bound.network else ""
     return (
         f"{chip.title}, a device: {chip.flops / 1e12:,.0f} TFLOP/s bfloat16, HBM "
-        f"{chip.memory_bandwidth / 1e9:,.0f} GB/s, links {chip.links / 1e9:,.0f} GB/s one way "
-        f"({chip.source})"
+        f"{chip.memory_bandwidth / 1e9:,.0f} GB/s, links {chip.links / 1e9:,.0f} GB/s one way"
+        f"{network} ({chip.source})"
     )
 
 

@@ -24,7 +24,7 @@ class Chip:
         memory_bandwidth: bytes a second from and to HBM.
         links: bytes a second that a device sends to others of its slice, or of its host's NVLink,
             over all links together, one way.
-        network: bytes a second that a device sends beyond these.
+        network: bytes a second that a device sends beyond these; None where no source says it.
         shape: dimensions of a TPU slice; 0 for a GPU.
         pod: chips in the largest slice; for a GPU, devices in a host.
         per_chip: devices a chip.
@@ -38,7 +38,7 @@ class Chip:
     flops_float32: float
     memory_bandwidth: float
     links: float
-    network: float
+    network: float | None
     shape: int
     pod: int
     per_chip: int = 1
@@ -53,7 +53,7 @@ def _tpu(
     teraflops: float,
     gigabytes: float,
     ici: float,
-    dcn: float,
+    dcn: float | None,
     shape: int,
     pod: int,
     source: str,
@@ -64,7 +64,7 @@ def _tpu(
     Args:
         hbm: GiB that a program may use.
         ici: GB a second both ways together.
-        dcn: Gbit a second.
+        dcn: Gbit a second; None where the tables do not say it.
     """
     return Chip(
         title=title,
@@ -74,7 +74,7 @@ def _tpu(
         flops_float32=teraflops * 1e12 / per_chip,
         memory_bandwidth=gigabytes * 1e9 / per_chip,
         links=ici * 1e9 / 2 / per_chip,
-        network=dcn * 1e9 / 8 / per_chip,
+        network=dcn * 1e9 / 8 / per_chip if dcn else None,
         shape=shape,
         pod=pod,
         per_chip=per_chip,
@@ -127,7 +127,7 @@ CHIPS: Mapping[str, Chip] = {
         teraflops=275,
         gigabytes=1200,
         ici=540,
-        dcn=50,
+        dcn=None,
         shape=3,
         pod=4096,
         source=f"{_TPU_DOCS}/v4; links: jax-ml.github.io/scaling-book/tpus (6 x 45 GB/s one way)",

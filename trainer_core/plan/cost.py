@@ -37,12 +37,15 @@ class Exchange:
         group: the devices that take part in it, with one of them.
         bytes: of its result.
         count: how many are executed.
+        between_slices: whether it goes through the data center's network, as a TPU's compiler
+            says it of several slices.
     """
 
     kind: str
     group: tuple[int, ...]
     bytes: int
     count: int = 1
+    between_slices: bool = False
 
     @property
     def sent(self) -> float:
@@ -59,6 +62,23 @@ class Exchange:
             "collective-permute": 1.0,
         }
         return self.count * self.bytes * parts.get(self.kind, others)
+
+
+@attrs.frozen
+class Sums:
+    """What several collectives come to: how many, bytes of their results, and bytes to send."""
+
+    count: int
+    bytes: int
+    sent: float
+
+    @classmethod
+    def of(cls, exchanges: Sequence[Exchange]) -> Sums:
+        return cls(
+            count=sum(each.count for each in exchanges),
+            bytes=sum(each.bytes * each.count for each in exchanges),
+            sent=sum(each.sent for each in exchanges),
+        )
 
 
 @attrs.frozen
@@ -79,23 +99,22 @@ class Cost:
     @property
     def collectives(self) -> Counter[str]:
         """Kind to how many are executed."""
-        found: Counter[str] = Counter()
-        for each in self.exchanges:
-            found[each.kind] += each.count
-        return found
+        return Counter({kind: sums.count for kind, sums in self.by_kind.items()})
 
     @property
-    def bytes_by_kind(self) -> Counter[str]:
-        """Kind to the bytes of the results."""
-        found: Counter[str] = Counter()
+    def by_kind(self) -> dict[str, Sums]:
+        """Kind to what its collectives come to, those that are executed most first."""
+        found: dict[str, list[Exchange]] = {}
         for each in self.exchanges:
-            found[each.kind] += each.bytes * each.count
-        return found
+            kind = f"{each.kind} between slices" if each.between_slices else each.kind
+            found.setdefault(kind, []).append(each)
+        sums = {kind: Sums.of(exchanges) for kind, exchanges in found.items()}
+        return dict(sorted(sums.items(), key=lambda item: -item[1].count))
 
     @property
     def bytes(self) -> int:
         """Of all results."""
-        return self.bytes_by_kind.total()
+        return Sums.of(self.exchanges).bytes
 
 
 def cost_of(text: str) -> Cost:
@@ -137,6 +156,8 @@ class _Reader:
                 continue
             if kind in _KINDS:
                 found = _sum(found, Cost((self._exchange(each, kind),)))
+            elif kind == "recv" and (exchange := _between_slices(each)):
+                found = _sum(found, Cost((exchange,)))
             elif kind == "dot":
                 found = _sum(found, Cost(flops=_dot_flops(each, known)))
             elif kind == "while":
@@ -190,6 +211,18 @@ class _Reader:
         pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", made.rest)
         group = (int(pairs[1]), int(pairs[2])) if pairs else group_of(made.rest, self.devices)
         return Exchange(kind, group, sum(each.bytes for each in shapes))
+
+
+def _between_slices(recv: Instruction) -> Exchange | None:
+    """The collective of which this is the second half, beside a `send`; its first result counts."""
+    told = re.search(r'_xla_megascale_transfer_type="(\w+)"', recv.rest)
+    # Groups of devices, or all slices, numbered from 1, by the devices of each.
+    group = re.search(r'_xla_megascale_target=(?:\{|")\{([\d,]+)\}', recv.rest)
+    if told is None or group is None:
+        return None
+    kind = told[1].lower().replace("_", "-").replace("one-to-one", "collective-permute")
+    members = tuple(map(int, group[1].split(",")))
+    return Exchange(kind, members, shapes_of(recv.shape)[0].bytes, between_slices=True)
 
 
 def _increment(body: Sequence[Instruction], place: int) -> int:

@@ -1,4 +1,4 @@
-"""Where the bytes of a device go: what the shardings say, and what XLA adds to that."""
+"""Where the bytes of a device go: what the shardings say, and how XLA's temporaries divide."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from trainer_core.program import Program
 class Memory:
     """Bytes of one device while a step runs.
 
-    The first five are exact: each leaf's shard. Gradients have the shape and sharding of the
-    parameters; the rest of XLA's peak is what the step itself needs. Where the peak lies before
-    the last gradients exist, less of them is counted.
+    The first five are counted: each leaf's shard; the state is updated in place, so it is there
+    once. The others are temporaries. Gradients have the shape and sharding of the parameters, and
+    where there are fewer temporaries at the fullest moment, less of them is counted.
 
     Attributes:
         parameters, buffers, optimizer: of the state, which the step updates in place.
@@ -28,7 +28,7 @@ class Memory:
         batch: a global batch's rows.
         accumulator: the sum of the microbatches' gradients.
         gradients: of one microbatch, or of the batch.
-        activations: all else at the peak: what the backward pass reads, logits, gathered
+        activations: the temporaries that are left: what the backward pass reads, logits, gathered
             parameters, buffers of the exchange.
     """
 
@@ -56,31 +56,30 @@ class Memory:
         return sum(attrs.astuple(self))
 
 
-def memory_of(program: Program, peak: int | None = None) -> Memory:
+def memory_of(program: Program, temporaries: int | None = None) -> Memory:
     """Return the memory of a step.
 
     Args:
         program: whose step.
-        peak: bytes at the fullest moment, from `peak_of`; None: without activations, which
-            nobody knows before the step is compiled.
+        temporaries: bytes that XLA says it needs beside the state and the batch; None: without
+            activations, which nobody knows before the step is compiled.
     """
     state = program.abstract_state
-    known = {
-        "parameters": device_bytes(state.params),
-        "buffers": device_bytes(state.buffers),
-        "optimizer": device_bytes(state.opt_state),
-        "step": device_bytes((state.step, state.key, state.extra)),
-        "batch": device_bytes(program.abstract_batch),
-    }
-    accumulator = _accumulator(program)
-    gradients = known["parameters"]
-    activations = 0
-    if peak is not None:
-        rest = max(0, peak - sum(known.values()))
-        accumulator = min(accumulator, rest)
-        gradients = min(gradients, rest - accumulator)
-        activations = rest - accumulator - gradients
-    return Memory(**known, accumulator=accumulator, gradients=gradients, activations=activations)
+    accumulator, gradients, activations = _accumulator(program), device_bytes(state.params), 0
+    if temporaries is not None:
+        accumulator = min(accumulator, temporaries)
+        gradients = min(gradients, temporaries - accumulator)
+        activations = temporaries - accumulator - gradients
+    return Memory(
+        parameters=device_bytes(state.params),
+        buffers=device_bytes(state.buffers),
+        optimizer=device_bytes(state.opt_state),
+        step=device_bytes((state.step, state.key, state.extra)),
+        batch=device_bytes(program.abstract_batch),
+        accumulator=accumulator,
+        gradients=gradients,
+        activations=activations,
+    )
 
 
 def device_bytes(tree: Any) -> int:
@@ -89,28 +88,6 @@ def device_bytes(tree: Any) -> int:
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * _width(leaf.dtype)
         for leaf in jax.tree.leaves(tree)
     )
-
-
-def peak_of(compiled: Any, platform: str) -> int | None:
-    """Return the bytes of a device at the fullest moment of a compiled step, as XLA says.
-
-    Args:
-        compiled: the step.
-        platform: that it was compiled for.
-    """
-    stats = compiled.memory_analysis()
-    if stats is None:
-        return None
-    whole = (
-        stats.argument_size_in_bytes
-        + stats.output_size_in_bytes
-        - stats.alias_size_in_bytes
-        + stats.temp_size_in_bytes
-    )
-    # What a TPU needs, its compiler says as the peak: its temporaries are of several memories, and
-    # do not add up. On a CPU and a GPU they are one allocation, and the peak is something else.
-    peak = getattr(stats, "peak_memory_in_bytes", 0) if platform == "tpu" else 0
-    return int(peak or whole)
 
 
 def _accumulator(program: Program) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,9 @@ from trainer_core.assemble import open_run
 from trainer_core.plan.chips import Chip, chip_of
 from trainer_core.plan.cost import Cost, cost_of
 from trainer_core.plan.flops import Products, forward_products, products_of
-from trainer_core.plan.memory import Memory, memory_of, peak_of
+from trainer_core.plan.memory import Memory, memory_of
 from trainer_core.plan.roofline import Roofline, roofline_of
+from trainer_core.plan.xla_memory import Refusal, XlaMemory
 from trainer_core.program import Program, build_program
 
 if TYPE_CHECKING:
@@ -36,8 +36,9 @@ class Plan:
         mesh: axis to devices along it.
         kind: of a device, in JAX's words.
         chip: its figures; None where the table has none.
-        memory: of a device; where the compiler refused, the sum is the number that it gave, or,
-            where it gave none, activations are left out.
+        memory: of a device, by class; without activations where the compiler refused, and did not
+            say how much it needs.
+        xla_memory: what XLA says of the same; None where the step was not compiled.
         available: bytes of a device that a program may use; None where that is not known.
         refused: why the step does not fit, in the compiler's words; empty where it was compiled.
         step: the products of a step, on all devices together.
@@ -53,6 +54,7 @@ class Plan:
     kind: str
     chip: Chip | None
     memory: Memory
+    xla_memory: XlaMemory | None
     available: float | None
     refused: str
     step: Products
@@ -80,11 +82,16 @@ class Plan:
         return self.tokens / self.roofline.seconds
 
     @property
+    def needed(self) -> int:
+        """Bytes of a device: the compiler's word, where there is one."""
+        return self.memory.total if self.xla_memory is None else self.xla_memory.total
+
+    @property
     def fits(self) -> bool | None:
         """Whether a device can hold it; None where nobody knows what it has."""
         if self.refused:
             return False
-        return None if self.available is None else self.memory.total <= self.available
+        return None if self.available is None else self.needed <= self.available
 
     @property
     def model_flops(self) -> int:
@@ -125,7 +132,7 @@ def plan_program(program: Program, build_seconds: float = 0.0) -> Plan:
     began = time.perf_counter()
     outcome = _compile(traced, device.platform, memory_of(program).arguments, available)
     compile_seconds = time.perf_counter() - began
-    memory = memory_of(program, outcome.needed)
+    memory = memory_of(program, outcome.temporaries)
     cost = cost_of(outcome.compiled.as_text()) if outcome.compiled else None
     return Plan(
         program=program,
@@ -133,6 +140,7 @@ def plan_program(program: Program, build_seconds: float = 0.0) -> Plan:
         kind=device.device_kind,
         chip=chip,
         memory=memory,
+        xla_memory=outcome.memory,
         available=available,
         refused=outcome.refused,
         step=step,
@@ -151,10 +159,11 @@ def plan_program(program: Program, build_seconds: float = 0.0) -> Plan:
 
 @attrs.frozen
 class _Outcome:
-    """A compiled step and the bytes that it needs, or why there is none."""
+    """A compiled step and what it needs, or why there is none."""
 
     compiled: Any = None
-    needed: int | None = None
+    memory: XlaMemory | None = None
+    temporaries: int | None = None
     refused: str = ""
 
 
@@ -168,20 +177,10 @@ def _compile(traced: Any, platform: str, arguments: int, available: float | None
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return _refusal(str(error), arguments)
-    return _Outcome(compiled, peak_of(compiled, platform))
-
-
-def _refusal(message: str, arguments: int) -> _Outcome:
-    """Read the numbers of libtpu's two refusals: early, of temporaries alone; late, of all."""
-    early = re.search(r"HLO temporaries \(([\d.]+)([KMGT])\) exceeds", message)
-    late = re.search(r"Used ([\d.]+)([KMGT]) of", message)
-    needed = None
-    if found := early or late:
-        needed = int(float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1))
-        needed += arguments if early else 0
-    said = re.search(r"[Rr]an out of memory.*", message)
-    return _Outcome(None, needed, (said[0] if said else message)[:160])
+        refusal = Refusal.read(str(error), arguments)
+        return _Outcome(temporaries=refusal.passing, refused=refusal.said)
+    memory = XlaMemory.of(compiled, platform)
+    return _Outcome(compiled, memory, None if memory is None else memory.passing)
 
 
 def _available(chip: Chip | None, platform: str) -> float | None:

@@ -39,7 +39,7 @@ def _search(search: Search) -> dict[str, Any]:
 
 
 def _plan(plan: Plan) -> dict[str, Any]:
-    chip, cost, roofline = plan.chip, plan.cost, plan.roofline
+    chip, cost, roofline, xla = plan.chip, plan.cost, plan.roofline, plan.xla_memory
     return {
         "device": plan.kind,
         "devices": plan.devices,
@@ -50,6 +50,7 @@ def _plan(plan: Plan) -> dict[str, Any]:
         "refused": plan.refused,
         "available_bytes": plan.available,
         "memory": {**attrs.asdict(plan.memory), "total": plan.memory.total},
+        "xla_memory": None if xla is None else {**attrs.asdict(xla), "total": xla.total},
         "flops": {
             "model": plan.model_flops,
             "step": plan.step.total,
@@ -61,12 +62,8 @@ def _plan(plan: Plan) -> dict[str, Any]:
         "collectives": None
         if cost is None
         else {
-            kind: {
-                "count": count,
-                "bytes": cost.bytes_by_kind[kind],
-                "sent_bytes": sum(each.sent for each in cost.exchanges if each.kind == kind),
-            }
-            for kind, count in sorted(cost.collectives.items())
+            kind: {"count": sums.count, "bytes": sums.bytes, "sent_bytes": sums.sent}
+            for kind, sums in cost.by_kind.items()
         },
         "collectives_not_counted": None if cost is None else sorted(cost.unknown),
         "roofline": None
@@ -75,6 +72,7 @@ def _plan(plan: Plan) -> dict[str, Any]:
             "compute_seconds": roofline.compute,
             "memory_seconds": roofline.memory,
             "interconnect_seconds": roofline.interconnect,
+            "network_seconds": roofline.network,
             "step_seconds": roofline.seconds,
             "mfu": roofline.mfu,
             "tokens_per_second": plan.tokens_per_second,

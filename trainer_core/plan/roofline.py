@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 
 from trainer_core.plan.chips import Chip
-from trainer_core.plan.cost import Cost
+from trainer_core.plan.cost import Cost, Exchange
 from trainer_core.plan.flops import Products
 from trainer_core.plan.memory import Memory
 
@@ -18,28 +18,31 @@ class Roofline:
         compute: the products of the step.
         memory: every argument read and the state written once, all else at the peak and what
             other devices sent written and read once.
-        interconnect: what a device sends.
+        interconnect: what a device sends within its slice, or its host of GPUs.
+        network: what it sends beyond; None where it sends some, and nobody knows how fast.
         mfu: the share of the peak that the model's own products are, in the longest of these.
     """
 
     compute: float
     memory: float
     interconnect: float
+    network: float | None
     mfu: float
 
     @property
+    def parts(self) -> dict[str, float]:
+        """Seconds by part, in words; without the network where it is not used, or not known."""
+        found = {"compute": self.compute, "HBM": self.memory, "interconnect": self.interconnect}
+        return found | ({"network": self.network} if self.network else {})
+
+    @property
     def seconds(self) -> float:
-        return max(self.compute, self.memory, self.interconnect)
+        return max(self.parts.values())
 
     @property
     def limit(self) -> str:
         """Which part is the slowest."""
-        parts = {
-            "compute": self.compute,
-            "HBM": self.memory,
-            "interconnect": self.interconnect,
-        }
-        return max(parts, key=lambda name: parts[name])
+        return max(self.parts, key=lambda name: self.parts[name])
 
 
 def roofline_of(
@@ -59,17 +62,21 @@ def roofline_of(
     compute = ((step.total - wide) / chip.flops + wide / chip.flops_float32) / devices
     own = memory.total - memory.arguments
     moved = memory.arguments + memory.state + 2 * own + 2 * cost.bytes
-    # A group within a slice, or within a host of GPUs, uses the links; another one the network.
-    near = sum(each.sent for each in cost.exchanges if _is_near(chip, each.group))
-    far = sum(each.sent for each in cost.exchanges) - near
-    parts = {
-        "compute": compute,
-        "memory": moved / chip.memory_bandwidth,
-        "interconnect": max(near / chip.links, far / chip.network),
-    }
-    peak = chip.flops * devices * max(parts.values())
-    return Roofline(**parts, mfu=model_flops / peak if peak else 0.0)
+    far = sum(each.sent for each in cost.exchanges if _is_far(chip, each))
+    near = sum(each.sent for each in cost.exchanges) - far
+    bound = Roofline(
+        compute=compute,
+        memory=moved / chip.memory_bandwidth,
+        interconnect=near / chip.links,
+        network=(far / chip.network if chip.network else None) if far else 0.0,
+        mfu=0.0,
+    )
+    peak = chip.flops * devices * bound.seconds
+    return attrs.evolve(bound, mfu=model_flops / peak) if peak else bound
 
 
-def _is_near(chip: Chip, group: tuple[int, ...]) -> bool:
-    return chip.shape > 0 or len({device // chip.pod for device in group}) <= 1
+def _is_far(chip: Chip, exchange: Exchange) -> bool:
+    """Whether it leaves the slice, or the host of GPUs."""
+    if chip.shape:
+        return exchange.between_slices
+    return len({device // chip.pod for device in exchange.group}) > 1

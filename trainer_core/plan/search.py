@@ -138,4 +138,4 @@ def _tried(
 
 def _rank(found: Found) -> tuple[float, int]:
     roofline = found.plan.roofline
-    return (roofline.seconds if roofline else 0.0, found.plan.memory.total)
+    return (roofline.seconds if roofline else 0.0, found.plan.needed)
