@@ -32,6 +32,8 @@ class Hang:
             if self.how == "sleep":
                 open("hangs", "w").close()
                 time.sleep(1000)
+            if self.how == "raise":
+                raise RuntimeError("no fuel")
             if self.how == "work":
                 end = time.monotonic() + 20
                 while time.monotonic() < end:
@@ -145,3 +147,21 @@ def test_a_process_that_works_for_longer_than_the_timeout_is_waited_for(
     plugin = f"plugins.hang={{use='hang:Hang', how='work', at='{at}'}}"
     processes = together(2, *TRAIN, "run.steps=5", plugin, folder=tmp_path)
     assert [(each.code, each.err) for each in processes] == [(0, ""), (0, "")]
+
+
+@pytest.mark.long
+def test_one_that_fails_says_of_a_busy_one_that_it_is_told_and_not_that_it_hangs(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "hang.py").write_text(HANG)
+    plugins = [
+        "plugins.busy={use='hang:Hang', how='work', process=0}",
+        "plugins.fails={use='hang:Hang', how='raise', process=1}",
+    ]
+    processes = together(2, *ENDLESS, *plugins, folder=tmp_path)
+    assert [each.code for each in processes] == [1, 1], processes
+    assert re.search(
+        r"process 0 \(.*\), training, after step \d, is told, and ends within 6 seconds\n",
+        processes[1].err,
+    ), processes[1].err
+    assert "process 1 failed: RuntimeError: no fuel" in processes[0].err

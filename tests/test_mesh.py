@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 import numpy as np
 import pytest
+from programs import build, recipe
 
 from trainer_core.errors import UserError
 from trainer_core.mesh import make_mesh
@@ -77,3 +78,8 @@ def test_slices_that_no_axis_crosses_are_an_error_that_names_one() -> None:
 def test_a_dcn_of_another_number_of_slices_is_an_error() -> None:
     with pytest.raises(UserError, match=r"dcn = \{data = 2\} needs 2 slices, not 4"):
         make_mesh({"data": 4, "fsdp": 8}, chips(4), {"data": 2})
+
+
+def test_the_rows_of_a_process_are_found_once_and_not_at_each_step() -> None:
+    run = build(recipe()).run
+    assert run.rows is run.rows

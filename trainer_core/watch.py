@@ -169,9 +169,9 @@ class Watch:
     def _guard(self) -> None:
         """End this process where process 0 is silent, or its own main thread does not close."""
         closing = 0
-        while not self._over.wait(LOOK):
+        while not (self._over.wait(LOOK) or self._ending.is_set()):
             self._unheard += 1
-            if self._unheard >= self.patience:
+            if self.board.process and self._unheard >= self.patience:
                 self._end_hard([self._silent(0, self._first)], says_so=False)
             closing = closing + 1 if self._knows.is_set() else 0
             if closing >= self.patience:
@@ -203,8 +203,10 @@ class Watch:
 
         Of a device, or of Orbax: the other never comes. One that hangs does not end by itself.
         """
-        if not any(each.hangs for each in failures) and self._knows.wait(GRACE):
-            return
+        if not any(each.hangs for each in failures):
+            self._unheard = -int(GRACE / LOOK)  # it does not ask meanwhile
+            if self._knows.wait(GRACE):
+                return
         self._end_hard([str(each) for each in failures])
 
     def _end_hard(self, lines: Sequence[str], says_so: bool = True) -> NoReturn:
