@@ -63,8 +63,9 @@ def started(
     devices: int = 1,
     each: Mapping[int, Sequence[str]] | None = None,
     variables: Mapping[int, Mapping[str, str]] | None = None,
+    program: Sequence[str] = (TRAINER,),
 ) -> Iterator[list[subprocess.Popen[str]]]:
-    """As `together`, while they run."""
+    """As `together`, while they run; `program` is what is given the arguments."""
     place = [f"distributed.coordinator=localhost:{free_port()}", f"distributed.processes={count}"]
     shared = {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
@@ -79,7 +80,7 @@ def started(
             with out, err:
                 processes.append(
                     subprocess.Popen(
-                        [TRAINER, *arguments, *own],
+                        [*program, *arguments, *own],
                         cwd=folder,
                         env=environment(**{**shared, **(variables or {}).get(index, {})}),
                         stdout=out,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from trainer_core import cli
 
 # In one process only, or in another way than `raise`, something happens.
 EVENT = """
-import os, signal
+import json, os, signal
+import numpy as np
 from trainer_core import hookimpl, plugin, setting
 
 @plugin
@@ -28,17 +30,68 @@ class Event:
 
     @hookimpl
     def report(self, run, step):
-        if run.process == self.process and step == self.at:
+        if self.process in (run.process, -1) and step == self.at:
             if self.what == "raise":
                 raise RuntimeError("no fuel")
             if self.what == "stop":
                 run.stop("enough")
+            if self.what == "mesh":
+                places = np.vectorize(lambda device: device.process_index)(run.mesh.devices)
+                open("mesh", "w").write(json.dumps(places[:, :, 0].tolist()))
             if self.what.startswith("SIG"):
                 os.kill(os.getpid(), getattr(signal, self.what))
 
     @hookimpl
     def close(self, run):
         open(f"closed-{run.process}", "w").close()
+"""
+# Held-out data that one process cannot read.
+BROKEN = """
+from models import Examples
+from trainer_core import hookimpl, plugin
+
+@plugin
+class Broken(Examples):
+    @hookimpl
+    def build_data(self, run):
+        data = super().build_data(run)
+        if run.process == 1:
+            data.held_out = lambda index: 1 / 0
+        return data
+"""
+# A signal comes as soon as JAX has connected, while the run is still being opened.
+AT_ONCE = """
+import os, signal
+import jax
+from trainer_core import hookimpl, plugin
+
+initialize = jax.distributed.initialize
+
+def connect(**arguments):
+    initialize(**arguments)
+    if arguments["process_id"] == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+jax.distributed.initialize = connect
+
+@plugin
+class AtOnce:
+    @hookimpl
+    def report(self):
+        pass
+"""
+# Two runs of the same processes: the first fails in all of them, the second in one.
+TWICE = """
+import os, sys
+from trainer_core import fit
+
+for number, process in enumerate((-1, 1)):
+    event = f"plugins.event={{use='event:Event', process={process}, at=2}}"
+    try:
+        fit(None, [*sys.argv[1:], event, f"run.directory=run-{number}"])
+    except Exception as error:
+        print(number, error, flush=True)
+os._exit(1)
 """
 # 93 windows of 32 bytes, 19 of them held out: no multiple of any batch here.
 TEXT = "".join(f"{number * number % 7919:04} " for number in range(600))
@@ -135,10 +188,26 @@ def test_four_processes_give_the_losses_of_one(tmp_path: Path) -> None:
     four, one = filled(tmp_path / "four"), tmp_path / "one"
     assert_done(together(4, *SMALL, *settings, folder=four))
     alone(*SMALL, *settings, folder=one, devices=4)
+    assert_same_losses(four, one)
+
+
+@pytest.mark.long
+def test_an_axis_is_laid_across_processes_and_gives_the_losses_of_one(tmp_path: Path) -> None:
+    settings = ["shard.mesh={data=2, fsdp=2}", "optimizer.use=sgd"]
+    across = ["shard.dcn={fsdp=2}", "plugins.event={use='event:Event', what='mesh', at=1}"]
+    two, one = filled(tmp_path / "two"), tmp_path / "one"
+    assert_done(together(2, *SMALL, *settings, *across, folder=two, devices=2))
+    # Without dcn, the first axis would lie across, as devices are numbered process by process.
+    assert json.loads((two / "mesh").read_text()) == [[0, 1], [0, 1]]
+    alone(*SMALL, *settings, folder=one, devices=4)
+    assert_same_losses(two, one)
+
+
+def assert_same_losses(several: Path, one: Path) -> None:
     # A network adds four numbers up in another order than one process: 3 roundings of a loss. A
     # gradient's reach the next loss times learning_rate * |gradient|^2 < 0.06, six steps long, and
     # even if the four cancel to a quarter of their size that is less than one more.
-    for found, expected in zip(numbers(four), numbers(one), strict=True):
+    for found, expected in zip(numbers(several), numbers(one), strict=True):
         assert found.keys() == expected.keys()
         for name in ("loss", "eval_loss"):
             if name in expected:
@@ -172,14 +241,23 @@ def test_held_out_loss_is_that_of_one_process(tmp_path: Path) -> None:
         evaluate = ["evaluate", "run", "--json", "data.batch_size=4"]
         processes = together(count, *evaluate, folder=folder)
         assert [each.code for each in processes] == [0] * count, processes
-        out = re.sub(r"\[Gloo\].*\n", "", "".join(each.out for each in processes))
-        answer = json.loads(out)  # one object: one process prints it
+        answer = json.loads("".join(each.out for each in processes))  # one process prints it
         assert answer["batches"] == 5
         losses[count] = answer["eval_loss"]
     # A batch is a sum of 4 x 32 positive losses; in any order it is within 128 roundings.
     bound = 128 * 2.0**-24
     assert losses[2] == pytest.approx(losses[1], rel=bound)
     assert losses[4] == pytest.approx(losses[1], rel=bound)
+
+
+@pytest.mark.long
+def test_a_run_for_programs_prints_nothing_but_json(tmp_path: Path) -> None:
+    processes = together(2, *EXAMPLES, "--json", folder=filled(tmp_path))
+    assert [each.code for each in processes] == [0, 0], processes
+    assert json.loads(processes[0].out.splitlines()[-1])["event"] == "done"
+    assert all(json.loads(line) for line in processes[0].out.splitlines())
+    assert processes[1].out == ""
+    assert "[Gloo]" in processes[1].err  # what would stand there
 
 
 # ------------------------------------------------------------------ ended together
@@ -192,6 +270,37 @@ def test_a_failure_of_one_process_ends_all_of_them(folder: Path) -> None:
     assert processes[1].err.startswith("error: RuntimeError: no fuel\n")
     assert (folder / "closed-0").exists()
     assert (folder / "closed-1").exists()
+
+
+@pytest.mark.long
+def test_a_failure_of_one_process_that_evaluates_a_run_ends_all_of_them(folder: Path) -> None:
+    (folder / "broken.py").write_text(BROKEN)
+    alone(*EXAMPLES, folder=folder, devices=1)
+    processes = together(2, "evaluate", "run", "data.use=broken:Broken", folder=folder)
+    assert [each.code for each in processes] == [1, 1], processes
+    assert "process 1 failed: ZeroDivisionError: division by zero" in processes[0].err
+    assert processes[1].err.startswith("error: ZeroDivisionError: division by zero\n")
+
+
+@pytest.mark.long
+def test_a_second_run_of_the_same_processes_hears_of_its_own_failures(folder: Path) -> None:
+    (folder / "twice.py").write_text(TWICE)
+    program = [sys.executable, "twice.py"]
+    with started(2, *ENDLESS[1:], folder=folder, program=program) as running:
+        processes = ended(running, folder)
+    assert [each.code for each in processes] == [1, 1], processes
+    for process in processes:
+        assert re.search(r"^0 no fuel$", process.out, re.MULTILINE)
+    assert re.search(r"^1 no fuel$", processes[1].out, re.MULTILINE)
+    assert "process 1 failed: RuntimeError: no fuel" in processes[0].err + processes[0].out
+
+
+@pytest.mark.long
+def test_a_signal_that_comes_while_the_processes_connect_is_not_lost(folder: Path) -> None:
+    (folder / "at_once.py").write_text(AT_ONCE)
+    settings = [*ENDLESS, "run.steps=3000", "plugins.once.use=at_once:AtOnce"]
+    assert_done(together(2, *settings, folder=folder))
+    assert numbers(folder)[-1]["step"] < 100
 
 
 @pytest.mark.long

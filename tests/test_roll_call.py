@@ -100,6 +100,40 @@ def test_a_coordinator_that_does_not_answer_is_named_within_the_timeout() -> Non
     )
 
 
+def test_a_process_that_began_earlier_has_its_answer_within_its_own_timeout() -> None:
+    port = free_port()
+    told: dict[int, tuple[float, str]] = {}
+
+    def call(index: int) -> None:
+        place = Place(coordinator=f"localhost:{port}", processes=3, process=index, timeout=2)
+        began = time.monotonic()
+        with pytest.raises(UserError) as error:
+            roll_call(place, SAME)
+        told[index] = (time.monotonic() - began, str(error.value))
+
+    threads = [threading.Thread(target=call, args=[index]) for index in (1, 0)]
+    threads[0].start()
+    time.sleep(1)
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    seconds, text = told[1]
+    assert seconds < 2.2
+    assert "1 of 3 processes did not come" in text
+    assert "process 2;" in text
+
+
+def test_a_coordinator_that_hangs_is_named_within_the_timeout() -> None:
+    with socket.create_server(("localhost", 0)) as server:  # it takes calls, and says nothing
+        place = Place(
+            coordinator=f"localhost:{server.getsockname()[1]}", processes=2, process=1, timeout=1
+        )
+        began = time.monotonic()
+        with pytest.raises(UserError, match="does not answer: it is no trainer, hangs, or has"):
+            roll_call(place, SAME)
+        assert time.monotonic() - began < 1.5
+
+
 def test_two_processes_with_one_index_are_named() -> None:
     told = met([0, 1, 1], 3, timeout=20)
     host = socket.gethostname()
@@ -221,6 +255,16 @@ def test_a_loopback_address_for_several_machines_is_an_error() -> None:
     config = load_config(None, ["distributed.coordinator=localhost:1234"])
     with pytest.raises(UserError, match=r"is an address of each machine itself.*give the name of"):
         connect(config)
+
+
+def test_an_allocation_of_two_machines_says_nothing_of_processes_on_one(
+    no_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_NNODES", "2")
+    port = free_port()
+    given = [f"coordinator=localhost:{port}", "processes=2", "process=1", "timeout=1"]
+    with pytest.raises(UserError, match=r"^process 1 could not reach process 0 at localhost"):
+        connect(load_config(None, [f"distributed.{each}" for each in given]))
 
 
 def test_a_pod_that_is_part_of_no_job_is_alone(

@@ -120,8 +120,8 @@ def test_ctrl_c_at_any_moment_of_the_start_crashes_nothing(folder: Path) -> None
 def test_the_first_ctrl_c_of_a_run_that_stops_already_lets_it_save() -> None:
     stopping = StopRequest()
     stopping.set("stopped by a plugin")
-    with SignalHandlers(stopping) as signals:
-        signals.deferring = True
+    stopping.defer()
+    with SignalHandlers(stopping):
         signal.raise_signal(signal.SIGINT)  # a second one would end this process
     assert stopping.reason == "stopped by a plugin"
 
@@ -221,8 +221,8 @@ def test_signal_before_there_is_anything_to_keep_raises_where_the_run_stands() -
 def test_signal_while_training_only_asks_for_a_stop() -> None:
     before = signal.getsignal(signal.SIGINT)
     stopping = StopRequest()
-    with SignalHandlers(stopping) as handlers:
-        handlers.deferring = True
+    stopping.defer()
+    with SignalHandlers(stopping):
         signal.raise_signal(signal.SIGINT)
     assert stopping.reason == "Ctrl-C"
     assert signal.getsignal(signal.SIGINT) is before

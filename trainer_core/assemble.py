@@ -14,7 +14,7 @@ from trainer_core.config import Config
 from trainer_core.defaults.evaluate import HeldOutLoss
 from trainer_core.directory import recorded
 from trainer_core.distributed import check_devices, connect, tell
-from trainer_core.group import Group
+from trainer_core.group import Group, Whereabouts
 from trainer_core.hooks import Hooks, register
 from trainer_core.mesh import make_mesh
 from trainer_core.run import Run, StopRequest
@@ -42,7 +42,7 @@ def open_run(
     stopping = StopRequest() if stopping is None else stopping
     if devices is not None:
         return _assembled(config, devices, None, stopping)
-    group = connect(config)
+    group = connect(config, stopping.defer)
     try:
         check_devices(jax.devices())
         return _assembled(config, jax.devices(), group, stopping)
@@ -73,7 +73,7 @@ def _assembled(
         stopping=stopping,
         devices_before=recorded(config.directory, "devices") or "",
     )
-    return run, register(config, {"evaluate": HeldOutLoss()})
+    return run, register(config, {"evaluate": HeldOutLoss(), "whereabouts": Whereabouts()})
 
 
 def _use_compile_cache() -> None:

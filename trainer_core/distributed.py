@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -14,12 +17,14 @@ from trainer_core.group import Group
 from trainer_core.recipe import flatten
 from trainer_core.roll_call import Place, roll_call
 from trainer_core.run import DistributedSettings
+from trainer_core.watch import write_stacks
 
 if TYPE_CHECKING:
     from trainer_core.config import Config
 
-# Seconds without a sign of life after which JAX ends the other processes; 100 by default.
-HEARTBEAT = 30
+# Seconds after the timeout at which JAX, too, notices a process that hangs, and aborts the others:
+# only where `Watch`, which names it, could not.
+_LATER = 30
 _NAMES = ("coordinator", "processes", "process")
 _KEYS = tuple(f"distributed.{name}" for name in _NAMES)
 # What may differ between the processes: their own places, and what is shown of the run.
@@ -28,21 +33,24 @@ _OWN = ("distributed.", "plugins.progress.")
 _group: Group | None = None  # of this process, as JAX has one connection a process
 
 
-def connect(config: Config) -> Group | None:
+def connect(config: Config, met: Callable[[], None] = lambda: None) -> Group | None:
     """Connect this process to the others of its run; None where it is alone.
 
     Their number and places are those of `[distributed]`, and for the rest what the cluster tells.
+
+    Args:
+        config: of the run.
+        met: called once all have come: from now on, one that left would leave the others in the
+            middle of something.
 
     Raises:
         UserError: settings that are missing, an address that cannot be reached, a process that is
             missing, or is not the same as process 0.
     """
-    global _group
     if jax.distributed.is_initialized():  # by an earlier run, or by the code that calls this one
-        if _group is None and jax.process_count() > 1:
-            timeout = config.distributed.timeout
-            _group = Group(_client(), jax.process_index(), jax.process_count(), timeout)
-        return _group
+        if jax.process_count() > 1:
+            met()
+        return _joined(config)
     own, local_device_ids = _place(config.distributed)
     if own is None:
         return None
@@ -55,17 +63,21 @@ def connect(config: Config) -> Group | None:
         "version": {**made_of["stack"], **made_of["plugins"], "python": made_of["python"]},
     }
     roll_call(own, same)
-    jax.distributed.initialize(
-        coordinator_address=own.coordinator,
-        num_processes=own.processes,
-        process_id=own.process,
-        local_device_ids=local_device_ids,
-        cluster_detection_method="deactivate",
-        initialization_timeout=own.timeout,
-        heartbeat_timeout_seconds=HEARTBEAT,
-    )
-    _group = Group(_client(), own.process, own.processes, own.timeout)
-    return _group
+    met()
+    # JAX would take SIGTERM for its own service, which nobody asks here: see `SignalHandlers`.
+    if hasattr(jax.config, "jax_enable_preemption_service"):
+        jax.config.update("jax_enable_preemption_service", False)
+    with _limit(own, config.directory):
+        jax.distributed.initialize(
+            coordinator_address=own.coordinator,
+            num_processes=own.processes,
+            process_id=own.process,
+            local_device_ids=local_device_ids,
+            cluster_detection_method="deactivate",
+            initialization_timeout=own.timeout + _LATER,
+            heartbeat_timeout_seconds=own.timeout + _LATER,
+        )
+    return _joined(config)
 
 
 def place() -> int:
@@ -98,6 +110,49 @@ def check_devices(devices: Sequence[jax.Device]) -> None:
             f"every process needs the same number of devices, and they have different ones:"
             f"{listed(each)}"
         )
+
+
+def _joined(config: Config) -> Group | None:
+    """A group for this run: one that has ended, or was told of a failure, is of no further use."""
+    global _group
+    number = 0
+    if _group is not None:
+        _group.end()
+        number = _group.number + 1
+    if jax.process_count() > 1:
+        _group = Group(
+            _client(),
+            jax.process_index(),
+            jax.process_count(),
+            config.distributed.timeout,
+            config.directory,
+            number,
+        )
+    return _group
+
+
+@contextmanager
+def _limit(place: Place, directory: Path) -> Iterator[None]:
+    """End this process where JAX does not connect in time; by itself it would abort, unnamed."""
+
+    def end() -> None:
+        from trainer_core.cli.failures import say_error
+
+        written = write_stacks(directory, place.process)
+        say_error(
+            f"the processes met at {place.coordinator}, and JAX could not connect them within "
+            f"{place.timeout} seconds ([distributed] timeout): since then one was stopped or "
+            f"killed, or the port is blocked; where this one was: {written}"
+        )
+        os._exit(1)
+
+    timer = threading.Timer(place.timeout, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _place(settings: DistributedSettings) -> tuple[Place | None, Any]:
@@ -168,7 +223,8 @@ def _cluster() -> Any:
 def _check_address(place: Place) -> None:
     """An address of this machine is no address for processes on others."""
     variables = os.environ
-    nodes = int(variables.get("SLURM_STEP_NUM_NODES") or variables.get("SLURM_NNODES") or 1)
+    # Not SLURM_NNODES: an allocation may have several machines, and the processes be on one.
+    nodes = int(variables.get("SLURM_STEP_NUM_NODES") or 1)
     here = int(variables.get("OMPI_COMM_WORLD_LOCAL_SIZE") or place.processes)
     if place.is_loopback and (nodes > 1 or here < place.processes):
         raise UserError(

@@ -5,49 +5,55 @@ All of it goes through JAX's coordination service, nothing through a device.
 
 from __future__ import annotations
 
-import atexit
 import json
-import os
-import re
-import threading
-import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
 
 from trainer_core.errors import RunError, TrainerError
+from trainer_core.plugin import hookimpl
+from trainer_core.signs import Board, Failure, Sign
+from trainer_core.watch import GRACE, LOOK, Watch
 
 MEETING = 2.0  # seconds that one who has failed waits for the others to hear of it
-GRACE = 5.0  # seconds that one who has heard of a failure has to end by itself
-LOOK = 1.0  # seconds between two looks for a failure
-_FAILED, _LEFT = "trainer/failed/", "trainer/left/"
 
 
 @attrs.define(eq=False)
 class Group:
-    """What the processes of a run say to each other.
+    """What the processes of a run say to each other, and who watches over them.
 
     Attributes:
         client: of JAX's coordination service.
         process: the index of this one.
         processes: how many there are.
         timeout: seconds to wait for the others.
+        directory: of the run.
+        number: which run of these processes it is.
     """
 
     client: Any
     process: int
     processes: int
     timeout: float
+    directory: Path
+    number: int = 0
     _round: int = attrs.field(default=0, init=False)
     _said: str = attrs.field(default="", init=False)
-    _ends: threading.Event = attrs.field(factory=threading.Event, init=False)
+    _board: Board = attrs.field(init=False)
+    _watch: Watch = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        watch = threading.Thread(target=self._watch, name="failures", daemon=True)
-        watch.start()
-        # Before JAX takes the client away, which it does by an earlier atexit.
-        atexit.register(watch.join)
-        atexit.register(self._ends.set)
+        self._board = Board(self.client, self._name, self.process)
+        self._watch = Watch(self._board, self.processes, self.timeout, self.directory)
+
+    def pass_by(self, phase: str | None = None, step: int | None = None) -> None:
+        """Note what this process does now; all processes pass by the same places.
+
+        Where it hangs, the others name what was noted last. It costs microseconds.
+        """
+        self._watch.pass_by(phase, step)
 
     def gather(self, value: Any, seconds: float | None = None) -> dict[int, Any]:
         """Return what each process gave, by its index; None counts as nothing.
@@ -66,13 +72,13 @@ class Group:
         try:
             found = self._meet(None if value is None else {"value": value}, seconds)
         except Exception as error:
-            self._ends.set()
-            raise RunError(self._why(error)) from error
+            self._watch.fail()
+            raise RunError(self._why(error, seconds)) from error
         failed = {process: each["failed"] for process, each in found.items() if "failed" in each}
         if failed:
-            self._ends.set()
+            self._watch.fail()
             process = min(failed)
-            raise RunError(f"process {process} failed: {failed[process]}")
+            raise RunError(str(Failure(process, failed[process])))
         return {process: each["value"] for process, each in found.items()}
 
     def tell(self, error: BaseException) -> None:
@@ -80,53 +86,48 @@ class Group:
 
         Does nothing where the error is that another one has failed.
         """
-        if self._ends.is_set():
+        self._watch.wait_for_end()
+        if self._watch.main_knows:
             return
-        self._ends.set()
+        self._watch.fail()
         text = str(error) if isinstance(error, TrainerError) else f"{type(error).__name__}: {error}"
-        absent = ""
+        before, absent = self._signs(), []
         try:
-            self.client.key_value_set(f"{_FAILED}{self.process}", text)
+            self._board.fail(Failure(self.process, text))
             self._meet({"failed": text}, MEETING)
-        except Exception as silent:
-            absent = _absent(silent)
+        except Exception:
+            absent = self._absent(before)
         others = self._failures()
-        error.is_told = others.get(0) == text  # type: ignore[attr-defined]
-        notes = [
-            f"process {each} failed: {others[each]}" for each in others if others[each] != text
-        ]
-        if absent and not others:
-            notes = [f"no answer from process {absent}: it was killed, or hangs"]
+        error.is_told = Failure(0, text) in others  # type: ignore[attr-defined]
+        notes = [str(each) for each in others if each.text != text] or ([] if others else absent)
         if isinstance(error, TrainerError):
             error.args = ("\n  ".join([text, *notes]),)
         else:
             error.__notes__ = [*getattr(error, "__notes__", ()), *notes]
 
     def leave(self) -> None:
-        """Say that this process is about to end hard; process 0 first waits for the others.
+        """Say that this process is about to end hard; see `Watch.leave`."""
+        self._watch.leave()
 
-        It has what connects them: when it is gone, JAX aborts those that are still at it.
-        """
-        self._ends.set()
-        try:
-            if self.process:
-                self.client.key_value_set(f"{_LEFT}{self.process}", "")
-                return
-            deadline = time.monotonic() + LOOK + GRACE + MEETING
-            while time.monotonic() < deadline:
-                if len(self.client.key_value_dir_get(_LEFT)) == self.processes - 1:
-                    break
-                time.sleep(0.1)
-            time.sleep(0.1)  # to end takes them a moment
-        except Exception:
-            return
+    def close(self) -> None:
+        """The run is closed; see `Watch.close`."""
+        self._watch.close()
+
+    def end(self) -> None:
+        """Another run of these processes begins."""
+        self._watch.end()
+
+    @property
+    def _name(self) -> str:
+        return f"trainer/{self.number}"
 
     def _meet(self, entry: Any, seconds: float) -> dict[int, Any]:
         self._round += 1
-        place = f"trainer/{self._round}/"
+        self._watch.pass_by(meets=1)
+        place = f"{self._name}/{self._round}/"
         if entry is not None:
             self.client.key_value_set(f"{place}{self.process}", json.dumps(entry))
-        self.client.wait_at_barrier("trainer/meet", int(seconds * 1000))
+        self.client.wait_at_barrier(f"{self._name}/meet", int(seconds * 1000))
         # All have read what was said at the meeting before.
         if self._said:
             self.client.key_value_delete(self._said)
@@ -134,42 +135,57 @@ class Group:
         found = self.client.key_value_dir_get(place)
         return {int(key.rpartition("/")[2]): json.loads(text) for key, text in found}
 
-    def _failures(self) -> dict[int, str]:
+    def _failures(self) -> list[Failure]:
         try:
-            found = self.client.key_value_dir_get(_FAILED)
+            return self._board.failures()
+        except Exception:
+            return []
+
+    def _signs(self) -> Mapping[int, Sign]:
+        try:
+            return self._board.signs()
         except Exception:
             return {}
-        failures = {int(key.rpartition("/")[2]): text for key, text in found}
-        return {key: failures[key] for key in sorted(failures) if key != self.process}
 
-    def _why(self, error: Exception) -> str:
+    def _why(self, error: Exception, seconds: float) -> str:
         if failures := self._failures():
-            return "; ".join(f"process {each} failed: {failures[each]}" for each in failures)
-        if absent := _absent(error):
+            return "; ".join(map(str, failures))
+        if absent := self._late(self._signs()):
+            where = [f"process {index} ({sign.host}) is {sign.where}" for index, sign in absent]
             return (
-                f"process {absent} did not come to where all processes decide together, within "
-                f"{self.timeout:g} seconds ([distributed] timeout): it was killed, or hangs"
+                f"not all processes came to where they decide together, within {seconds:g} seconds "
+                f"([distributed] timeout): {'; '.join(where)}"
             )
         return f"the processes cannot reach each other any more: {error}"
 
-    def _watch(self) -> None:
-        """End this process where another one has failed and the main thread does not notice.
+    def _absent(self, before: Mapping[int, Sign]) -> list[str]:
+        """What is known of those who did not come to hear of a failure."""
+        notes = []
+        for index, sign in self._late(self._signs()):
+            if sign.number > before.get(index, Sign()).number:
+                what = f"is told, and ends within {LOOK + GRACE:g} seconds"
+            else:
+                what = f"gave no sign of life for {MEETING:g} seconds: it hangs, or was killed"
+            notes.append(f"process {index} ({sign.host}), {sign.where}, {what}")
+        return notes
 
-        It may stand in a collective of a device, or of Orbax, for which the other never comes.
-        """
-        while not self._ends.wait(LOOK):
-            failures = self._failures()
-            if not failures or self._ends.wait(GRACE):
-                continue
-            from trainer_core.cli.failures import say_error
-
-            for process, text in failures.items():
-                say_error(f"process {process} failed: {text}")
-            self.leave()
-            os._exit(1)
+    def _late(self, signs: Mapping[int, Sign]) -> list[tuple[int, Sign]]:
+        every = [(index, signs.get(index, Sign())) for index in range(self.processes)]
+        return [
+            (index, sign)
+            for index, sign in every
+            if index != self.process and sign.meetings < self._round
+        ]
 
 
-def _absent(error: Exception) -> str:
-    """The indices that a failed barrier of JAX names, as "1, 3"."""
-    found = sorted({int(each) for each in re.findall(r"/task:(\d+)", str(error))})
-    return ", ".join(map(str, found))
+class Whereabouts:
+    """The core's observer that notes the phases of a run of several processes."""
+
+    @hookimpl(tryfirst=True)
+    def phase(self, run: Any, name: str) -> None:
+        run.pass_by(name)
+
+    @hookimpl
+    def close(self, run: Any) -> None:
+        if run.group is not None:
+            run.group.close()

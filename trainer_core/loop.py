@@ -74,10 +74,9 @@ def train(config: Config, accept_changes: bool = False) -> Result:
             return _nothing_done(config.directory, stopping)
         if run.processes > 1:
             signals.install()
-            signals.deferring = True  # none leaves the others alone: it stops after a step
         error: BaseException | None = None
         try:
-            return _train(config, run, hooks, signals, lock)
+            return _train(config, run, hooks, lock)
         except Interrupted:
             return _nothing_done(config.directory, stopping)
         except BaseException as failure:
@@ -85,13 +84,11 @@ def train(config: Config, accept_changes: bool = False) -> Result:
             run.tell(failure)
             raise
         finally:
-            signals.deferring = True  # what closes, and a save that is under way, is not cut off
+            stopping.defer()  # what closes, and a save that is under way, is not cut off
             hooks.close(run=run, error=error)
 
 
-def _train(
-    config: Config, run: Run, hooks: Hooks, signals: SignalHandlers, lock: RunLock
-) -> Result:
+def _train(config: Config, run: Run, hooks: Hooks, lock: RunLock) -> Result:
     hooks.phase(run=run, name="building")
     program = built(run, hooks)
     if run.is_main and run.directory.is_dir():
@@ -118,7 +115,7 @@ def _train(
     if state is None:
         hooks.phase(run=run, name="initialising")
         state = interruptible(program.initial_state)
-    signals.deferring = True  # what begins to be written has a checkpoint in the end
+    run.stopping.defer()  # what begins to be written has a checkpoint in the end
     write_directory(config, program, lock)
     hooks.start(run=run, program=program, step=first)
     hooks.phase(run=run, name="training")

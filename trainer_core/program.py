@@ -94,6 +94,7 @@ class Program:
         if self.run.processes == 1:
             placed: Batch = jax.device_put(batch, sharding)
             return placed
+        self.run.pass_by()
         first, size = self.run.rows.start, self.run.batch_size
 
         def whole(rows: np.ndarray) -> jax.Array:

@@ -19,7 +19,7 @@ from trainer_core.errors import UserError, listed
 
 _RETRY = 0.2  # seconds between two attempts to reach process 0
 _READ = 5.0  # seconds that one who has connected may take to say who it is
-_ANSWER = 10.0  # seconds by which process 0 may have begun to wait later than the others
+_SPARE = 0.25  # of the timeout, half a second at most: for the answer to be on its way
 Card = dict[str, Any]
 
 
@@ -61,6 +61,7 @@ def roll_call(place: Place, same: Mapping[str, Mapping[str, Any]]) -> None:
     Raises:
         UserError: with one text on every process that came; process 0 says it.
     """
+    deadline = time.monotonic() + place.timeout
     card = {
         "process": place.process,
         "processes": place.processes,
@@ -68,18 +69,17 @@ def roll_call(place: Place, same: Mapping[str, Mapping[str, Any]]) -> None:
         "same": json.loads(json.dumps(same, default=str)),
     }
     if place.process == 0:
-        _call(place, card)
+        _call(place, card, deadline)
     else:
-        _answer(place, card)
+        _answer(place, card, deadline)
 
 
-def _call(place: Place, own: Card) -> None:
+def _call(place: Place, own: Card, deadline: float) -> None:
     with ExitStack() as stack:
         server = stack.enter_context(_server(place))
         connections: list[socket.socket] = []
         cards = [own]
         problem = ""
-        deadline = time.monotonic() + place.timeout
         while len(cards) < place.processes and not problem:
             try:
                 server.settimeout(max(0.01, deadline - time.monotonic()))
@@ -95,6 +95,8 @@ def _call(place: Place, own: Card) -> None:
             connections.append(connection)
             problem = _wrong(card, cards)
             cards.append(card)
+            # Each gets its answer within its own timeout, though it began to wait earlier.
+            deadline = min(deadline, time.monotonic() + card.get("seconds", place.timeout))
         for connection in connections:
             _send(connection, {"problem": problem})
         for connection in connections:
@@ -104,20 +106,24 @@ def _call(place: Place, own: Card) -> None:
         raise UserError(problem)
 
 
-def _answer(place: Place, own: Card) -> None:
+def _answer(place: Place, own: Card, deadline: float) -> None:
     reply = None
-    deadline = time.monotonic() + place.timeout
+    spare = min(0.5, _SPARE * place.timeout)
     reason = ""
     while reply is None:
+        left = max(0.01, deadline - time.monotonic())
         try:
-            with socket.create_connection((place.host, place.port), timeout=_READ) as connection:
-                _send(connection, own)
-                reply = _received(connection, place.timeout + _ANSWER)
-            reason = "what answers there is no trainer, or it has ended"
+            with socket.create_connection(
+                (place.host, place.port), timeout=min(_READ, left)
+            ) as connection:
+                left = max(0.01, deadline - time.monotonic())
+                _send(connection, {**own, "seconds": left - spare})
+                reply = _received(connection, left)
+            reason = "what is there does not answer: it is no trainer, hangs, or has ended"
         except OSError as error:
             reason = str(error.strerror or error).lower()
         if reply is None:
-            if time.monotonic() > deadline:
+            if time.monotonic() + _RETRY > deadline:
                 raise UserError(_unreachable(place, reason), "distributed.coordinator")
             time.sleep(_RETRY)
     if reply["problem"]:

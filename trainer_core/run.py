@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,11 +89,17 @@ class DistributedSettings:
 
 
 class StopRequest:
-    """Whether the run was asked to stop, and why; set by a signal or a plugin, read by the loop."""
+    """Whether the run was asked to stop, and why; set by a signal or a plugin, read by the loop.
+
+    Attributes:
+        reason: why; empty where it was not asked.
+        is_deferred: whether a stop waits for the end of a step, as others wait for this process.
+    """
 
     def __init__(self) -> None:
         self._event = threading.Event()
         self.reason = ""
+        self.is_deferred = False
 
     def __bool__(self) -> bool:
         return self._event.is_set()
@@ -100,6 +107,10 @@ class StopRequest:
     def set(self, reason: str) -> None:
         self.reason = self.reason or reason
         self._event.set()
+
+    def defer(self) -> None:
+        """From now on a stop waits for the end of a step: what was begun is finished."""
+        self.is_deferred = True
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -156,7 +167,7 @@ class Run:
         """Sequences (or examples) in a global batch."""
         return int(self.config["data"].get("batch_size", 1))
 
-    @property
+    @functools.cached_property  # asked for at each step, and found by going through all devices
     def rows(self) -> range:
         """This process's rows of a global batch: those that its data source gives.
 
@@ -165,6 +176,14 @@ class Run:
         if self.processes == 1:
             return range(self.batch_size)
         return self.axes.batch_rows(self.batch_size, self.process)
+
+    def pass_by(self, phase: str | None = None, step: int | None = None) -> None:
+        """Note what this process does now, for the others where it hangs; it costs microseconds.
+
+        All processes pass by the same places, in the same order.
+        """
+        if self.group is not None:
+            self.group.pass_by(phase, step)
 
     def tell(self, error: BaseException) -> None:
         """Let the other processes, if there are any, know that this one has failed."""

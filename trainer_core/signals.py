@@ -25,13 +25,12 @@ class Interrupted(KeyboardInterrupt):
 class SignalHandlers:
     """While entered, a signal asks `stopping` for a stop at the next step boundary.
 
-    Until `deferring` is set there is nothing to finish, so the signal raises Interrupted where
+    Until `stopping` is deferred there is nothing to finish, so the signal raises Interrupted where
     the main thread stands. Outside the main thread Python allows no handlers, and none is set.
     """
 
     def __init__(self, stopping: StopRequest) -> None:
         self.stopping = stopping
-        self.deferring = False
         self._interrupted = False
         self._previous: dict[int, Any] = {}
 
@@ -61,7 +60,7 @@ class SignalHandlers:
                 _leave_at_once()
             self._interrupted = True
         self.stopping.set(_NAMES[signal.Signals(number)])
-        if not self.deferring:
+        if not self.stopping.is_deferred:
             raise Interrupted
 
 

@@ -36,6 +36,7 @@ class Stopping:
         run = self._run
         if run.processes == 1:
             return run.stopping.reason
+        run.pass_by(step=step)
         if step < self._next:
             return ""
         said = {"reason": run.stopping.reason, "next": self._chosen(step) if run.is_main else None}

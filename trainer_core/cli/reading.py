@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,9 @@ from trainer_core.errors import UserError
 
 if TYPE_CHECKING:
     from trainer_core.config import Config
+    from trainer_core.hooks import Hooks
     from trainer_core.program import Program
+    from trainer_core.run import Run
     from trainer_core.types import TrainState
 
 
@@ -44,31 +46,39 @@ def read_run(directory: Path, overrides: Sequence[str]) -> Iterator[Reading]:
         UserError: it is no run directory, it has no checkpoint, or the overrides do not fit it.
     """
     config = _config(directory, overrides)
-    with waiting("starting") as phase, config.placing():
-        from trainer_core.opening import built, opened
-        from trainer_core.signals import interruptible
+    with ExitStack() as stack:
+        with waiting("starting") as phase, config.placing():
+            from trainer_core.opening import built, opened
+            from trainer_core.signals import interruptible
 
-        run, hooks = opened(config)
-        try:
+            run, hooks = opened(config)
+            stack.enter_context(_closing(run, hooks))
             phase("building")
             program = built(run, hooks)
             phase("restoring")
+            run.pass_by("restoring")
             like = program.abstract_state
             state = interruptible(lambda: hooks.restore(run=run, like=like, data=program.data))
-        except BaseException as error:
-            run.tell(error)
-            hooks.close(run=run, error=error)
-            raise
-    try:
         if state is None:
             use = config.chosen["checkpoint"].candidate.name
             raise UserError(
                 f"{directory} has no checkpoint yet ([checkpoint] use = {json.dumps(use)}); "
                 f"it has one after its first save"
             )
+        run.pass_by("evaluating")
         yield Reading(program, state, int(state.step))
-    finally:
-        hooks.close(run=run, error=None)
+
+
+@contextmanager
+def _closing(run: Run, hooks: Hooks) -> Iterator[None]:
+    """Close the plugins in the end; an error, of whoever reads too, is told to the others."""
+    try:
+        yield
+    except BaseException as error:
+        run.tell(error)
+        hooks.close(run=run, error=error)
+        raise
+    hooks.close(run=run, error=None)
 
 
 def recipe_of(directory: Path) -> Path:

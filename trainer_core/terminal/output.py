@@ -52,6 +52,20 @@ def flush() -> None:
             _into_nothing()
 
 
+def keep_stdout() -> None:
+    """Leave stdout to this program: what libraries print there in C++, as Gloo does, is moved.
+
+    It goes to stderr, so that whoever reads JSON on stdout finds nothing else.
+    """
+    try:
+        sys.stdout.flush()
+        own = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding=sys.stdout.encoding)
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    except (OSError, ValueError, AttributeError):
+        return  # one of the two is closed
+    sys.stdout = sys.__stdout__ = own  # type: ignore[misc]
+
+
 def is_terminal() -> bool:
     """Whether a person watches stdout, on something that can redraw."""
     try:
