@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trainer_core.types import Batch, Data
+if TYPE_CHECKING:
+    from trainer_core.types import Batch, Data
 
 logger = logging.getLogger("trainer_core")
 
