@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from models import Recorder
 from programs import assert_bitwise_equal, build, host
 
-from trainer_core import RunError, UserError, hookspecs
+from trainer_core import RunError, UserError, hookimpl, hookspecs, plugin
 from trainer_core.config import load_config
 from trainer_core.defaults.evaluate import build_held_out_loss
 from trainer_core.loop import Result, fit, train
@@ -425,3 +426,27 @@ def test_a_stream_goes_on_where_the_checkpoint_left_it(recipe: Any, tmp_path: Pa
     resumed = fit(config("stopped"), accept_changes=True)  # without the recorder
     assert resumed.program.data.taken == [3, 4]
     assert_bitwise_equal(resumed.state, whole.state)
+
+
+@plugin
+class Asks:
+    """Asks for a save after a step, as a person does who touches a file."""
+
+    @hookimpl
+    def report(self, run: Any, step: int) -> None:
+        if step == 2:
+            time.sleep(1.1)  # it is looked for once a second
+            (run.directory / "checkpoint_now").touch()
+
+
+def test_a_file_in_the_run_directory_asks_for_a_save(recipe: Any) -> None:
+    config = recipe(
+        run={"steps": 6},
+        checkpoint={"use": "orbax", "every": 100, "keep": 9},
+        plugins={"asks": {"use": "test_loop:Asks"}},
+    )
+    result = fit(config)
+    saved = {path.name for path in (result.directory / "checkpoints").iterdir()}
+    # Step 2 is reported when step 3 is under way; that is saved, and the last.
+    assert saved == {"3", "6"}
+    assert not (result.directory / "checkpoint_now").exists()

@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +312,24 @@ def test_a_stop_of_one_process_stops_all_at_the_same_step(what: str, folder: Pat
     last = numbers(folder)[-1]["step"]
     assert 3 <= last < 90000
     assert (folder / "run" / "checkpoints" / str(last)).is_dir()
+
+
+@pytest.mark.long
+def test_a_file_asks_all_of_them_to_save_and_train_on(folder: Path) -> None:
+    with started(2, *ENDLESS, "checkpoint.every=100000", folder=folder) as running:
+        run = folder / "run"
+        _wait_for(lambda: (run / "metrics.jsonl").exists())
+        (run / "checkpoint_now").touch()
+        _wait_for(lambda: any((run / "checkpoints").glob("*[0-9]")))
+        assert not (run / "checkpoint_now").exists()
+        assert [each.poll() for each in running] == [None, None]
+
+
+def _wait_for(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @pytest.mark.long

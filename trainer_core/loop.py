@@ -14,9 +14,9 @@ from trainer_core.errors import UserError
 from trainer_core.hooks import Hooks
 from trainer_core.lock import RunLock
 from trainer_core.opening import built, opened
+from trainer_core.requests import Requests
 from trainer_core.run import Run, StopRequest
 from trainer_core.signals import Interrupted, SignalHandlers, interruptible
-from trainer_core.stopping import Stopping
 from trainer_core.supply import Supply
 
 
@@ -128,7 +128,7 @@ def _steps(run: Run, hooks: Hooks, program: Any, step_fn: Any, state: Any, first
     from trainer_core.meter import Meter, python_numbers
 
     meter = Meter(program, first)
-    stopping = Stopping(run, first)
+    requests = Requests(run, first)
     supply = Supply(program.data)
     settings = run.settings
     waiting: tuple[int, Any] | None = None
@@ -147,10 +147,10 @@ def _steps(run: Run, hooks: Hooks, program: Any, step_fn: Any, state: Any, first
             hooks.report(run=run, step=waiting[0], metrics=meter.read(*waiting))
         waiting = (step, numbers) if _due(step, settings.log_every) else None
 
-        stopped = stopping.reason(step)
+        asked = requests.after(step)
         finished = step == settings.steps
         evaluating = finished or _due(step, settings.eval_every)
-        saving = finished or bool(stopped) or _due(step, run.save_every)
+        saving = finished or bool(asked.stop) or asked.save or _due(step, run.save_every)
 
         # The order matters: a step is reported once, with its evaluation, and saved only then,
         # so that a state which a plugin refuses is never saved.
@@ -170,11 +170,12 @@ def _steps(run: Run, hooks: Hooks, program: Any, step_fn: Any, state: Any, first
             with meter.paused():
                 hooks.phase(run=run, name="saving")
                 hooks.save(run=run, step=step, state=state, data=program.data)
+                requests.saved()
                 hooks.phase(run=run, name="training")
-        if stopped:
+        if asked.stop:
             break
     return _result(
-        program, state, step, meter.last, first, "" if step == settings.steps else stopped
+        program, state, step, meter.last, first, "" if step == settings.steps else asked.stop
     )
 
 
