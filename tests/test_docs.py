@@ -346,8 +346,9 @@ def test_the_recipe_of_the_readme_has_ten_lines() -> None:
     assert len(recipe.text.splitlines()) - 1 == 10
 
 
-def test_every_promise_of_the_readme_names_a_test_that_exists() -> None:
-    promised = re.findall(r"`([\w/-]+\.py)::(\w+)`", (ROOT / "README.md").read_text())
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs/resume.md"], ids=name_of)
+def test_every_promise_names_a_test_that_exists(page: Path) -> None:
+    promised = re.findall(r"`([\w/-]+\.py)::(\w+)`", page.read_text())
     assert promised
     for file, test in promised:
         assert f"\ndef {test}(" in (ROOT / file).read_text(), f"{file} has no {test}"
