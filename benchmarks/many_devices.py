@@ -15,8 +15,15 @@ import sys
 import time
 from pathlib import Path
 
-os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+# Eight devices on two cores can wait for each other longer than the 40 s after which XLA ends the
+# process.
+os.environ["XLA_FLAGS"] = " ".join(
+    (
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_cpu_collective_call_warn_stuck_timeout_seconds=60",
+        "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+    )
 )
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 

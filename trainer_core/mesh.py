@@ -52,6 +52,11 @@ def make_mesh(
     return Mesh(placed, tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
 
 
+def written(sizes: Sizes) -> str:
+    """Return the sizes of mesh axes as a recipe has them: `{data = 2, fsdp = 4}`."""
+    return "{" + ", ".join(f"{name} = {size}" for name, size in sizes.items()) + "}"
+
+
 def must_run_in_turn(devices: Collection[jax.Device]) -> bool:
     """Whether two programs on these devices may not be in flight at once.
 
@@ -62,7 +67,7 @@ def must_run_in_turn(devices: Collection[jax.Device]) -> bool:
 
 
 def _shape(sizes: Sizes, devices: Sequence[jax.Device]) -> dict[str, int]:
-    where = f"[shard] mesh = {_written(sizes)}"
+    where = f"[shard] mesh = {written(sizes)}"
     free = [name for name, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if len(free) > 1:
@@ -83,7 +88,7 @@ def _shape(sizes: Sizes, devices: Sequence[jax.Device]) -> dict[str, int]:
 
 def _across(dcn: Sizes, shape: Sizes, devices: Sequence[jax.Device]) -> dict[str, int]:
     """The axes that cross slices, with how many of these; empty where there is one slice."""
-    where = f"[shard] dcn = {_written(dcn)}"
+    where = f"[shard] dcn = {written(dcn)}"
     for name, size in dcn.items():
         if name not in shape:
             raise UserError(
@@ -123,7 +128,3 @@ def _slices(devices: Sequence[jax.Device]) -> int:
 
 def _processes(devices: Sequence[jax.Device]) -> int:
     return len({each.process_index for each in devices})
-
-
-def _written(sizes: Sizes) -> str:
-    return "{" + ", ".join(f"{name} = {size}" for name, size in sizes.items()) + "}"

@@ -13,6 +13,7 @@ from attrs.validators import and_, ge, lt
 
 from trainer_core.errors import SettingError
 from trainer_core.plugin import plugin, setting
+from trainer_core.terminal.figures import mesh_axes
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -147,8 +148,8 @@ class Run:
         """The devices in a few words: `8 x CPU, mesh data 2 x fsdp 4, 2 processes`."""
         devices = self.mesh.devices.flat
         kind = devices[0].device_kind
-        axes = [f"{name} {size}" for name, size in self.mesh.shape.items() if size > 1]
-        mesh = f", mesh {' x '.join(axes)}" if axes else ""
+        spread = {name: size for name, size in self.mesh.shape.items() if size > 1}
+        mesh = f", mesh {mesh_axes(spread)}" if spread else ""
         places = f", {self.processes} processes" if self.processes > 1 else ""
         return f"{len(devices)} x {kind.upper() if kind == 'cpu' else kind}{mesh}{places}"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer_core.cli.building import program_of
-from trainer_core.terminal.figures import size
+from trainer_core.terminal.figures import mesh_axes, size
 from trainer_core.terminal.output import say
 from trainer_core.terminal.page import Page
 
@@ -71,7 +71,7 @@ def explain(config: Config, as_json: bool, plot: Path | None = None) -> None:
 
 def _mesh(run: Run) -> str:
     devices = run.mesh.devices.flat
-    sizes = " x ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
+    sizes = mesh_axes(run.mesh.shape)
     return f"{sizes}, {len(devices)} {devices[0].device_kind} device{'s' * (len(devices) != 1)}"
 
 

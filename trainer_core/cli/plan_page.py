@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from trainer_core.terminal.figures import amount, exact_size, short, span
+from trainer_core.terminal.figures import amount, exact_size, mesh_axes, short, span
 from trainer_core.terminal.page import Page
 
 if TYPE_CHECKING:
@@ -55,7 +55,6 @@ def _heads(plan: Plan, config: Config, topology: Topology | None) -> list[tuple[
     model = config.chosen["model"].candidate.name
     preset = config.table["model"].get("preset", "")
     named = f"{model} {preset}".strip()
-    mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     asked = f"{topology.text}: " if topology is not None else ""
     batch = f"{plan.program.run.batch_size:,} sequences"
     if plan.tokens:
@@ -63,7 +62,7 @@ def _heads(plan: Plan, config: Config, topology: Topology | None) -> list[tuple[
     return [
         ("model", f"{named}, {amount(plan.program.param_count)} parameters"),
         ("batch", batch),
-        ("devices", f"{asked}{plan.devices:,} x {plan.kind}, {mesh}"),
+        ("devices", f"{asked}{plan.devices:,} x {plan.kind}, {mesh_axes(plan.mesh)}"),
         ("memory", verdict(plan)),
     ]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer_core.errors import UserError
-from trainer_core.terminal.figures import size
+from trainer_core.terminal.figures import mesh_axes, size
 
 if TYPE_CHECKING:
     from trainer_core.run import Run
@@ -41,7 +41,7 @@ def draw(table: Sequence[Placed], run: Run, file: Path) -> None:
     axes.set_yticks(range(len(rows)), [f"{row.part}: {row.path}" for row in rows], fontsize=7)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.xaxis.set_major_formatter(lambda value, _: size(round(value)))
-    mesh = " x ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
+    mesh = mesh_axes(run.mesh.shape)
     held = size(sum(row.bytes_on_device for row in table))
     left = f", the {len(rows)} largest of {len(table)} arrays" if len(table) > len(rows) else ""
     axes.set_title(f"{held} of state and batch on each device, mesh {mesh}{left}", fontsize=9)

@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 
 from trainer_core.errors import UserError
+from trainer_core.mesh import written
 from trainer_core.plan.estimate import Estimate
 from trainer_core.plan.memory import Memory
 from trainer_core.plan.planning import Plan
@@ -145,7 +146,7 @@ def _candidates(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def mesh_setting(mesh: Mapping[str, int]) -> str:
     """Return the `KEY=VALUE` that sets a mesh."""
-    return "shard.mesh={" + ", ".join(f"{axis} = {size}" for axis, size in mesh.items()) + "}"
+    return f"shard.mesh={written(mesh)}"
 
 
 def _next_divisor(number: int, least: int) -> int:

@@ -110,10 +110,19 @@ def plan_step(config: Config, devices: Sequence[jax.Device]) -> Plan:
         UserError: the config does not fit itself or the devices.
     """
     began = time.perf_counter()
+    program = program_on(config, devices)
+    return plan_program(program, time.perf_counter() - began)
+
+
+def program_on(config: Config, devices: Sequence[jax.Device]) -> Program:
+    """Return the program of a config on devices that need not be there; nothing is compiled.
+
+    Raises:
+        UserError: the config does not fit itself or the devices.
+    """
     run, hooks = open_run(config, devices=devices)
     try:
-        program = build_program(run, hooks)
-        return plan_program(program, time.perf_counter() - began)
+        return build_program(run, hooks)
     finally:
         hooks.close(run=run, error=None)
 

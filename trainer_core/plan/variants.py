@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from trainer_core.assemble import open_run
 from trainer_core.config import load_config
-from trainer_core.plan.planning import Plan, plan_step
-from trainer_core.program import Program, build_program
+from trainer_core.plan.planning import Plan, plan_step, program_on
+from trainer_core.program import Program
 
 if TYPE_CHECKING:
     import jax
@@ -43,11 +42,7 @@ class Variants:
 
     def build(self, *changes: str) -> Program:
         """Return the program of `config`; nothing is compiled."""
-        run, hooks = open_run(self.config(*changes), devices=self.devices)
-        try:
-            return build_program(run, hooks)
-        finally:
-            hooks.close(run=run, error=None)
+        return program_on(self.config(*changes), self.devices)
 
     def plan(self, *changes: str) -> Plan:
         """Return the plan of `config`, whose step is compiled."""

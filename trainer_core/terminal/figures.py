@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 _SCALES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
@@ -34,6 +35,11 @@ def exact_size(number: float) -> str:
     """Return bytes with two decimals, always as many: `512 B`, `64.00 KiB`, `96.47 GiB`."""
     scale, unit = _bytes_scale(number)
     return f"{number / scale:.{0 if scale == 1 else 2}f} {unit}"
+
+
+def mesh_axes(sizes: Mapping[str, int]) -> str:
+    """Return the sizes of mesh axes: `data 2 x fsdp 4`."""
+    return " x ".join(f"{name} {size}" for name, size in sizes.items())
 
 
 def steps(number: int) -> str:
