@@ -137,7 +137,7 @@ def again(folder: Path) -> None:
 
 
 def _started(case: Case, folder: Path) -> Any:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "text.txt").write_text(TEXT)
     for path in folder.glob("phase-*"):
         path.unlink()

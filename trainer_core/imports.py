@@ -5,22 +5,21 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from trainer_core.errors import UserError
 
-_own_files: dict[str, Path] = {}
 
-
-def load_object(path: str, what: str, registered: bool = False) -> Any:
+def load_object(path: str, what: str) -> Any:
     """Return the object at `package.module:Object`.
 
     Args:
         path: what the config says.
         what: the key that says it, for the error: `[model] module`.
-        registered: an installed package gave the path, not the config.
 
     Raises:
         UserError: the path has no colon, the module cannot be imported (the cause is chained),
@@ -55,15 +54,22 @@ def load_object(path: str, what: str, registered: bool = False) -> Any:
     made_of = target.func if isinstance(target, functools.partial) else target
     if inspect.isclass(made_of) or inspect.isroutine(made_of):
         _refuse_standard_library(made_of.__module__ or "builtins", path, what)
-    file = getattr(sys.modules[module_name], "__file__", None)
-    if file is not None and not registered and "site-packages" not in Path(file).parts:
-        _own_files[path] = Path(file)
     return target
 
 
-def own_files() -> dict[str, Path]:
-    """Return the files outside of installed packages that import paths led to so far."""
-    return dict(_own_files)
+def own_files(values: Iterable[Any]) -> dict[str, Path]:
+    """Return the files, outside of installed packages, to which import paths have led.
+
+    Args:
+        values: of a config; what is no import path, or of no imported module, counts for nothing.
+    """
+    found = {}
+    for value in values:
+        if isinstance(value, str) and re.fullmatch(r"[\w.]+:[\w.]+", value):
+            file = getattr(sys.modules.get(value.partition(":")[0]), "__file__", None)
+            if file is not None and "site-packages" not in Path(file).parts:
+                found[value] = Path(file)
+    return found
 
 
 def _refuse_standard_library(module: str, path: str, what: str) -> None:

@@ -141,7 +141,7 @@ def load(candidate: Candidate, where: str) -> type[Any]:
             gives is not a class made with `@plugin`.
     """
     try:
-        cls = load_object(candidate.target, "target", candidate.distribution is not None)
+        cls = load_object(candidate.target, "target")
     except UserError as error:
         reason = str(error).partition(": ")[2]
         if candidate.distribution is None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trainer_core.imports import own_files
+from trainer_core.recipe import flatten
 from trainer_core.terminal import figures
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def summary_rows(run: Run, program: Program, step: int) -> list[tuple[str, str]]
         *_uneven(run, program),
         *program.data.summary.items(),
         ("optimizer", _optimizer(config)),
-        *_imports(),
+        *_imports(config),
         ("run", f"{run.directory}, {figures.steps(run.settings.steps)}{_saved(run)}"),
     ]
     if step:
@@ -44,10 +45,11 @@ def summary_rows(run: Run, program: Program, step: int) -> list[tuple[str, str]]
     return rows
 
 
-def _imports() -> list[tuple[str, str]]:
+def _imports(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Code that comes with a recipe, which is good to know where the recipe is a stranger's."""
-    found = "\n".join(f"{path} from {file}" for path, file in own_files().items())
-    return [("imports", found)] if found else []
+    found = own_files(value for _, value in flatten(config))
+    lines = [f"{path} from {file}" for path, file in found.items()]
+    return [("imports", "\n".join(lines))] if lines else []
 
 
 def _batch(run: Run, program: Program) -> str:
