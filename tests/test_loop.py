@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -350,6 +351,34 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Result:
     folder = tmp_path_factory.mktemp("unbroken")
     settings = {"steps": 8, "eval_every": 4, "directory": str(folder / "run")}
     return fit(programs.recipe(run=settings, **RESUMED))
+
+
+@plugin
+class Sets:
+    """Sets the clock after each step, far into the future or back, also while a save is written."""
+
+    offset: ClassVar[float] = 0.0
+    clock: ClassVar[Callable[[], float]] = time.time
+
+    @hookimpl
+    def report(self, step: int) -> None:
+        type(self).offset = 7_200.0 if step % 2 else -86_400.0
+
+
+def test_a_clock_that_jumps_changes_nothing(
+    recipe: Any, unbroken: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import test_loop  # as the config finds it
+
+    sets = test_loop.Sets
+    monkeypatch.setattr(time, "time", lambda: sets.clock() + sets.offset)
+    config = recipe(run={"steps": 8, "eval_every": 4}, **RESUMED)
+    jumping = {"sets": {"use": "test_loop:Sets"}}
+    recorded(config, stop={"use": "models:StopAfter", "step": 4}, **jumping)
+    result, _ = recorded(config, **jumping)
+    assert result.resumed_from == 5
+    assert_bitwise_equal(result.state, unbroken.state)
+    assert lines(result.directory) == lines(unbroken.directory)
 
 
 @pytest.mark.parametrize("stops", [[1], [2, 5], [3], [7]])

@@ -7,6 +7,7 @@ import random
 import resource
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +17,10 @@ import attrs
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpointed import bits, files, folder, like, python, restore, run_in, save, state_at
+from checkpointed import bits, files, folder, like, python, restore, run_in, save, saving, state_at
 from trainer_checkpoint.plugin import Orbax
 from trainer_checkpoint.steps import steps
+from trainer_checkpoint.writer import Writer
 
 from trainer_core.errors import RunError
 from trainer_core.run import Run
@@ -121,6 +123,33 @@ def test_close_waits_for_the_save_under_way(run: Run) -> None:
     restored = restore(run, like(state, run.mesh))
     assert restored is not None
     assert bits(restored) == bits(state)
+
+
+def test_a_save_that_is_slower_than_its_interval_is_waited_for_and_only_by_the_next(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, slow = state_at(1, run.mesh), 0.5
+    finish = Writer._finish
+
+    def slowly(writer: Writer) -> None:
+        time.sleep(slow)
+        finish(writer)
+
+    monkeypatch.setattr(Writer, "_finish", slowly)
+    with saving(run, keep=9) as plugin:
+        plugin.save(run, 1, state, Data())  # the first compiles
+        began = time.monotonic()
+        plugin.report()  # what comes between two saves waits for none
+        assert time.monotonic() - began < slow / 2
+        for step in (2, 3):
+            plugin.save(run, step, state_at(step, run.mesh), Data())
+            writers = [each for each in threading.enumerate() if each.name == "checkpoint"]
+            assert len(writers) == 1
+        assert time.monotonic() - began >= 2 * slow
+    assert steps(run.directory / "checkpoints") == [1, 2, 3]
+    restored = restore(run, like(state, run.mesh))
+    assert restored is not None
+    assert bits(restored) == bits(state_at(3, run.mesh))
 
 
 def test_a_place_that_cannot_be_written_to_fails_the_run(tmp_path: Path) -> None:

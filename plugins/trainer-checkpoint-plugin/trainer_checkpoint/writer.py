@@ -16,6 +16,8 @@ from trainer_checkpoint.text import Text, TextHandler
 from trainer_core.errors import RunError
 
 logger = logging.getLogger("trainer_checkpoint")
+# Orbax would give up after ten minutes, which it takes from a clock that may be set meanwhile.
+_PATIENCE = 7 * 86_400  # seconds
 
 
 class Writer:
@@ -48,7 +50,8 @@ class Writer:
         # Uncompressed: trained numbers shrink by 8%, and are read twice as fast without.
         arrays = ocp.PyTreeCheckpointHandler(use_compression=False)
         self._checkpointer = ocp.AsyncCheckpointer(
-            ocp.CompositeCheckpointHandler(state=arrays, meta=TextHandler(), data=TextHandler())
+            ocp.CompositeCheckpointHandler(state=arrays, meta=TextHandler(), data=TextHandler()),
+            timeout_secs=_PATIENCE,
         )
         self._thread: threading.Thread | None = None
         self._step = -1
