@@ -7,7 +7,7 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,11 @@ def load_object(path: str, what: str) -> Any:
 
     Raises:
         UserError: the path has no colon, the module cannot be imported (the cause is chained),
-            it has no such object, or that is of Python's own library: a config could call
-            `os:system` by it.
+            or it has no such object.
     """
     module_name, colon, attribute = path.partition(":")
     if not (module_name and colon and attribute):
         raise UserError(f'{what} = "{path}": expected an import path, "package.module:Object"')
-    _refuse_standard_library(module_name, path, what)
     try:
         target = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
@@ -51,9 +49,6 @@ def load_object(path: str, what: str) -> Any:
                 f"{did_you_mean(part, [name for name in dir(target) if name[0] != '_'])}"
             )
         target = getattr(target, part)
-    made_of = target.func if isinstance(target, functools.partial) else target
-    if inspect.isclass(made_of) or inspect.isroutine(made_of):
-        _refuse_standard_library(made_of.__module__ or "builtins", path, what)
     return target
 
 
@@ -66,18 +61,50 @@ def own_files(values: Iterable[Any]) -> dict[str, Path]:
     found = {}
     for value in values:
         if isinstance(value, str) and re.fullmatch(r"[\w.]+:[\w.]+", value):
-            file = getattr(sys.modules.get(value.partition(":")[0]), "__file__", None)
-            if file is not None and "site-packages" not in Path(file).parts:
-                found[value] = Path(file)
+            module = value.partition(":")[0]
+            if _is_own(module):
+                found[value] = Path(str(sys.modules[module].__file__))
     return found
 
 
-def _refuse_standard_library(module: str, path: str, what: str) -> None:
-    if module.partition(".")[0] in sys.stdlib_module_names:
+def check_makes(
+    target: Any, kind: str, path: str, what: str, packages: Collection[str] = ()
+) -> None:
+    """Refuse to call what a stranger's recipe may name, unless it is known to make what is wanted.
+
+    Code of the user's own is called as it is. A function of a package must say that it returns this
+    kind, a class must be one: `numpy:load` would unpickle a file.
+
+    Args:
+        target: what `path` names.
+        kind: the name of a class, such as "GradientTransformation".
+        path: what the config says.
+        what: the key that says it.
+        packages: of which anything may be called.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    made_of = target.func if isinstance(target, functools.partial) else target
+    module = getattr(made_of, "__module__", None) or "builtins"
+    if _is_own(module) or module.partition(".")[0] in packages:
+        return
+    if inspect.isclass(made_of):
+        said = " ".join(each.__name__ for each in made_of.__mro__)
+    else:
+        said = str(getattr(made_of, "__annotations__", {}).get("return", ""))
+    if kind not in said:
         raise UserError(
-            f'{what} = "{path}" names something of Python itself, which has nothing that belongs '
-            f"here; name a class or a function of your own, or of an installed package"
+            f'{what} = "{path}" is no code of your own, and does not say that it makes a '
+            f"{kind}, so that it is not called; if it does, call it in a function beside the "
+            f"recipe, and name that"
         )
+
+
+def _is_own(module: str) -> bool:
+    file = getattr(sys.modules.get(module), "__file__", None)
+    is_standard = module.partition(".")[0] in sys.stdlib_module_names
+    return not is_standard and file is not None and "site-packages" not in Path(file).parts
 
 
 def search_in(*folders: Path) -> None:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from trainer_core.errors import UserError
-from trainer_core.imports import load_object
+from trainer_core.imports import check_makes, load_object
 from trainer_core.loss import MODEL, described
 from trainer_core.suggest import did_you_mean
 from trainer_core.types import ParamInfo, Term
@@ -38,6 +38,7 @@ def load_target(path: str, arguments: Mapping[str, Any], given: Collection[str])
         raise UserError(
             f'[model] module = "{path}": {target!r} is not a class or a function', *MODEL
         )
+    check_makes(target, "Module", path, "[model] module")
     parameters = signature_of(target)
     if parameters is not None:
         _check_arguments(path, parameters, arguments, given)

@@ -97,9 +97,11 @@ class Optax:
 
         import optax
 
-        from trainer_core.imports import load_object
+        from trainer_core.imports import check_makes, load_object
 
-        make = load_object(self.transform, "[optimizer] transform")
+        what = "[optimizer] transform"
+        make = load_object(self.transform, what)
+        check_makes(make, "GradientTransformation", self.transform, what, packages=["optax"])
         try:
             offered = {"learning_rate": learning_rate, "infos": model.params}
             takes = inspect.signature(make).parameters.keys() & offered
