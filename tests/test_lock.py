@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import threading
 from pathlib import Path
@@ -64,3 +65,24 @@ def test_a_run_that_was_overtaken_while_it_was_compiled_begins_nothing(
     monkeypatch.setattr(RunLock, "take", overtaking)
     with pytest.raises(UserError, match=r"another run began in .* is over; the same command again"):
         fit(config)
+
+
+def test_a_file_system_without_locks_keeps_nobody_from_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import fcntl
+
+    def none(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", none)
+    with RunLock(tmp_path) as lock:
+        lock.take()
+    [record] = caplog.records
+    assert "has no locks (No locks available): a second run there" in record.getMessage()
+
+
+def test_a_lock_that_cannot_be_written_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / LOCK).mkdir()
+    with RunLock(tmp_path) as lock, pytest.raises(UserError, match=r"choose another: run\.direct"):
+        lock.take()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from types import SimpleNamespace
 from typing import Any
 
 import models
@@ -50,13 +49,27 @@ def test_a_run_that_waits_for_its_data_says_so_within_twenty_steps(
     assert int(warning.split(": ")[1].split("%")[0]) >= 50
 
 
-@pytest.mark.parametrize("is_ready", [True, False])
-def test_what_the_devices_do_meanwhile_is_no_waiting(
-    is_ready: bool, caplog: pytest.LogCaptureFixture
+class Step:
+    """A step that the devices need so long for, from when it is sent to them."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds
+
+    def block_until_ready(self) -> None:
+        time.sleep(max(0.0, self.end - time.monotonic()))
+
+
+@pytest.mark.parametrize(("step_takes", "share"), [(0.0, 100), (0.02, 66), (0.055, 0), (0.2, 0)])
+def test_only_what_the_source_takes_longer_than_the_devices_is_waiting(
+    step_takes: float, share: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
     supply = Supply(Sleepy())
-    running: Any = {"loss": SimpleNamespace(is_ready=lambda: is_ready)}
-    for step in range(40):  # said once in a while, not every second
-        supply.batch(step, running)
-    assert len(warnings_of(caplog)) == is_ready
+    for index in range(40):  # said once in a while, not every second
+        supply.batch(index, {"loss": Step(step_takes)})
+    said = [int(each.split(": ")[1].split("%")[0]) for each in warnings_of(caplog)]
+    if share:
+        [found] = said
+        assert abs(found - share) <= 20  # of 60 ms, asleep on a machine that does other things
+    else:
+        assert said == []

@@ -105,6 +105,8 @@ def _check_shared(run: Run) -> None:
     name = run.gather(uuid4().hex if run.is_main else None, seconds=_COMPILING)[0]
     mark = run.directory / f".seen-by-all-{name}"
     if run.is_main:
+        for old in run.directory.glob(".seen-by-all-*"):  # of one that was killed here
+            old.unlink()
         mark.touch()
     run.agree(None)  # it is there
     deadline = time.monotonic() + _SEEN_WITHIN

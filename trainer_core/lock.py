@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import sys
@@ -13,6 +14,7 @@ from typing import Any, ClassVar, TextIO
 from trainer_core.errors import UserError
 
 LOCK = ".lock"
+logger = logging.getLogger("trainer_core")
 
 
 class RunLock:
@@ -20,7 +22,8 @@ class RunLock:
 
     It is a POSIX lock on a file, across hosts where the file system does that: the operating
     system takes it from a process that is dead, however it died, and no child inherits it. The
-    file stays; what stands in it is for the message alone. On Windows nobody is kept out.
+    file stays; what stands in it is for the message alone. On Windows, and where the file system
+    has no locks, nobody is kept out.
 
     Args:
         directory: of the run.
@@ -48,8 +51,7 @@ class RunLock:
         """Take the lock of a directory that exists, if this run does not have it.
 
         Raises:
-            UserError: another run has it.
-            OSError: the file cannot be written.
+            UserError: another run has it, or its file cannot be written.
         """
         if not self.is_taken and sys.platform != "win32":
             self._file = self._locked()
@@ -62,7 +64,15 @@ class RunLock:
         own = {"process": os.getpid(), "host": platform.node()}
         if path in self._held:
             raise self._refused(own)
-        file = path.open("a+")
+        try:
+            file = path.open("a+")
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be written: {error.strerror}; make the run directory one that you "
+                f"may write in, or choose another: run.directory=PATH",
+                "run.directory",
+                "run.name",
+            ) from error
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):  # either, says POSIX
@@ -70,6 +80,12 @@ class RunLock:
             holder = file.read()
             file.close()
             raise self._refused(_parsed(holder)) from None
+        except OSError as error:
+            logger.warning(
+                "the file system of %s has no locks (%s): a second run there would not be refused",
+                self._directory,
+                error.strerror,
+            )
         self._held.add(path)
         file.truncate(0)
         since = datetime.now().astimezone().isoformat(timespec="seconds")

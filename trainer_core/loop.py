@@ -76,6 +76,9 @@ def train(config: Config, accept_changes: bool = False) -> Result:
             signals.install()
         error: BaseException | None = None
         try:
+            if run.is_main and run.directory.is_dir():
+                lock.take()
+                check_directory(config, accept_changes)  # another run may just have left it
             return _train(config, run, hooks, lock)
         except Interrupted:
             return _nothing_done(config.directory, stopping)
@@ -85,14 +88,16 @@ def train(config: Config, accept_changes: bool = False) -> Result:
             raise
         finally:
             stopping.defer()  # what closes, and a save that is under way, is not cut off
-            hooks.close(run=run, error=error)
+            try:
+                hooks.close(run=run, error=error)
+            except BaseException as failure:
+                run.tell(failure)
+                raise
 
 
 def _train(config: Config, run: Run, hooks: Hooks, lock: RunLock) -> Result:
     hooks.phase(run=run, name="building")
     program = built(run, hooks)
-    if run.is_main and run.directory.is_dir():
-        lock.take()
 
     # Restored before anything is initialised or compiled: initialised and restored parameters
     # never exist at once, and a finished run answers without compiling.

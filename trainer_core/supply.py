@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ _STEPS = 10  # and at least
 _SECONDS = 1.0  # of waiting, before anything is said; and no more than once in
 _SILENT = 300.0  # seconds
 _SHARE = 0.2
+_SLOW = 0.0005  # seconds for a batch; a faster source is not worth a thread that looks on
 
 
 class Supply:
@@ -30,6 +32,7 @@ class Supply:
 
     def __init__(self, data: Data) -> None:
         self._data = data
+        self._seconds = 0.0  # for the last batch
         self._silent_until = 0.0
         self._begin()
 
@@ -40,18 +43,23 @@ class Supply:
             step: which.
             running: the metrics of the step before, still on the devices; empty before the first.
         """
+        finished: list[float] = []
+        if running and self._seconds >= _SLOW:
+            threading.Thread(target=_wait, args=(running, finished), daemon=True).start()
         began = time.monotonic()
         batch = self._data.batch(step)
+        now = time.monotonic()
+        self._seconds = now - began
         if running:
-            self._count(time.monotonic() - began, all(each.is_ready() for each in running.values()))
+            self._count(now - max(began, *finished) if finished else 0.0)
         return batch
 
     def _begin(self) -> None:
         self._since, self._steps, self._waited = time.monotonic(), 0, 0.0
 
-    def _count(self, seconds: float, waiting: bool) -> None:
+    def _count(self, seconds: float) -> None:
         self._steps += 1
-        self._waited += seconds if waiting else 0.0
+        self._waited += seconds
         now = time.monotonic()
         if self._steps < _STEPS or self._waited < _SECONDS or now < self._silent_until:
             return
@@ -62,7 +70,14 @@ class Supply:
                 "batch, longer than the devices for a step",
                 100 * share,
                 now - self._since,
-                self._waited / self._steps,
+                self._seconds,
             )
             self._silent_until = now + _SILENT
         self._begin()
+
+
+def _wait(running: Mapping[str, Any], finished: list[float]) -> None:
+    """Note when the devices are done."""
+    for each in running.values():
+        each.block_until_ready()
+    finished.append(time.monotonic())

@@ -59,6 +59,7 @@ class Watch:
     _seen: dict[int, tuple[Sign, int]] = attrs.field(factory=dict, init=False)
     _first: Sign = attrs.field(factory=Sign, init=False)
     _unheard: int = attrs.field(default=0, init=False)
+    _rests: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._threads = [
@@ -97,12 +98,14 @@ class Watch:
         self._knows.set()
 
     def close(self) -> None:
-        """The run is closed. After a failure all is over; else one watches on until the exit.
+        """The run is closed. After a failure all is over; else nobody is judged until the exit.
 
-        JAX lets no process end before all do, and waits for one that hangs as it does everywhere.
+        What a process does meanwhile, such as a run of its own, is no business of the others. But
+        JAX lets no process end before all do, and would wait there for one that hangs.
         """
         if self._knows.is_set():
             self.end()
+        self._rests = True
 
     def end(self) -> None:
         """Give no more signs of life, and look for none."""
@@ -135,6 +138,8 @@ class Watch:
             return
 
     def _part(self) -> None:
+        self._seen.clear()
+        self._unheard, self._rests = 0, False
         if not self._knows.is_set():
             with contextlib.suppress(Exception):  # JAX says what hinders it, in a moment
                 self.board.part(self.timeout)
@@ -151,7 +156,7 @@ class Watch:
                 failures = self.board.failures()
                 if self.board.process:
                     self._first = self.board.first_sign()
-                elif not (failures or self._knows.is_set()):
+                elif not (failures or self._rests or self._knows.is_set()):
                     failures = self._judged(self.board.signs())
             except Exception:
                 continue  # the guard counts how often
@@ -171,7 +176,7 @@ class Watch:
         closing = 0
         while not (self._over.wait(LOOK) or self._ending.is_set()):
             self._unheard += 1
-            if self.board.process and self._unheard >= self.patience:
+            if self.board.process and not self._rests and self._unheard >= self.patience:
                 self._end_hard([self._silent(0, self._first)], says_so=False)
             closing = closing + 1 if self._knows.is_set() else 0
             if closing >= self.patience:
@@ -214,15 +219,22 @@ class Watch:
         from trainer_core.terminal.output import flush
 
         self._ending.set()
-        written = write_stacks(self.directory, self.board.process)
         for line in lines:
             say_error(line)
-        if written:
-            say_error(f"where this process was: {written}")
         flush()
+        # It is written on what may be the reason of the hang: a disk, or a network.
+        writing = threading.Thread(target=self._say_where, daemon=True)
+        writing.start()
+        writing.join(GRACE)
         if says_so:
             self.leave()
         os._exit(1)
+
+    def _say_where(self) -> None:
+        from trainer_core.cli.failures import say_error
+
+        if written := write_stacks(self.directory, self.board.process):
+            say_error(f"where this process was: {written}")
 
     def _silent(self, process: int, sign: Sign) -> str:
         if not sign.number:

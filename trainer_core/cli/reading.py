@@ -78,7 +78,11 @@ def _closing(run: Run, hooks: Hooks) -> Iterator[None]:
         run.tell(error)
         hooks.close(run=run, error=error)
         raise
-    hooks.close(run=run, error=None)
+    try:
+        hooks.close(run=run, error=None)
+    except BaseException as error:
+        run.tell(error)
+        raise
 
 
 def recipe_of(directory: Path) -> Path:

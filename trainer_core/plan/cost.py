@@ -37,6 +37,7 @@ class Exchange:
         group: the devices that take part in it, with one of them.
         bytes: of its result.
         count: how many are executed.
+        links: of a `collective-permute`, which device sends to which.
         between_slices: whether it goes through the data center's network, as a TPU's compiler
             says it of several slices.
     """
@@ -46,6 +47,7 @@ class Exchange:
     bytes: int
     count: int = 1
     between_slices: bool = False
+    links: tuple[tuple[int, int], ...] = ()
 
     @property
     def sent(self) -> float:
@@ -208,9 +210,11 @@ class _Reader:
             # Its operands, as many results, and what the compiler notes of it, which are scalars.
             shapes = [each for each in shapes if each.sizes]
             shapes = shapes[len(shapes) // 2 :]
-        pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", made.rest)
-        group = (int(pairs[1]), int(pairs[2])) if pairs else group_of(made.rest, self.devices)
-        return Exchange(kind, group, sum(each.bytes for each in shapes))
+        told = re.search(r"source_target_pairs=\{([{},\d]+)\}", made.rest)
+        pairs = re.findall(r"\{(\d+),(\d+)\}", told[1]) if told else []
+        links = tuple((int(source), int(target)) for source, target in pairs)
+        group = links[0] if links else group_of(made.rest, self.devices)
+        return Exchange(kind, group, sum(each.bytes for each in shapes), links=links)
 
 
 def _between_slices(recv: Instruction) -> Exchange | None:

@@ -79,4 +79,5 @@ def _is_far(chip: Chip, exchange: Exchange) -> bool:
     """Whether it leaves the slice, or the host of GPUs."""
     if chip.shape:
         return exchange.between_slices
-    return len({device // chip.pod for device in exchange.group}) > 1
+    together = exchange.links or (exchange.group,)
+    return any(len({device // chip.pod for device in each}) > 1 for each in together)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def test_list_names_the_steps_and_what_is_no_checkpoint(saved: Any, capsys: Any)
     assert found["1"]["problem"] == "meta/metadata is missing"
     assert found["2"]["problem"] == ""
     assert found["2"]["bytes"] > 128 * 8 * 4
-    assert found["3.damaged"]["problem"] == "not a whole checkpoint, and never read"
+    assert found["3.damaged"]["problem"] == "never read: its name is no step's"
     assert trainer(["checkpoint", "list", str(checkpoints)]) == 0
     page = capsys.readouterr().out
     assert "whole" in page
@@ -170,6 +171,29 @@ def test_verify_reads_every_step_and_fails_where_one_is_damaged(saved: Any, caps
     assert whole["problem"] == ""
     assert trainer(["checkpoint", "verify", str(folder(saved, 2))]) == 0
     assert trainer(["checkpoint", "verify", str(folder(saved, 1))]) == 1
+    aside = folder(saved, 1).rename(folder(saved, 1).with_name("1.damaged"))
+    assert trainer(["checkpoint", "verify", str(aside)]) == 1
+    capsys.readouterr()
+    assert trainer(["checkpoint", "list", str(folder(saved, 2)), "--json"]) == 0
+    assert [each["name"] for each in json.loads(capsys.readouterr().out)] == ["2"]
+
+
+def test_what_a_run_deletes_meanwhile_is_left_out(
+    saved: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainer_checkpoint import verify
+
+    positions = verify.positions
+
+    def deleting(path: Path) -> Any:
+        if path.parent.name == "1":
+            shutil.rmtree(path.parent)
+            raise FileNotFoundError(path)
+        return positions(path)
+
+    monkeypatch.setattr(verify, "positions", deleting)
+    assert trainer(["checkpoint", "list", str(saved.directory), "--json"]) == 0
+    assert [each["name"] for each in json.loads(capsys.readouterr().out)] == ["2"]
 
 
 @pytest.mark.parametrize("action", ["list", "verify"])

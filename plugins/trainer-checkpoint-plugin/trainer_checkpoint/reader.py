@@ -76,12 +76,12 @@ def read_newest(run: Run, directory: Path, like: TrainState) -> Checkpoint | Non
     return None
 
 
-def read_meta(path: Path, step: int) -> dict[str, Any]:
+def read_meta(path: Path, step: int | None) -> dict[str, Any]:
     """Return what stands in a checkpoint beside its arrays.
 
     Args:
         path: its folder.
-        step: which it should be.
+        step: which it should be; None: any.
 
     Raises:
         DamagedError: it cannot be trusted.
@@ -94,7 +94,7 @@ def read_meta(path: Path, step: int) -> dict[str, Any]:
             f"{meta['versions']['trainer-checkpoint-plugin']}, in format {meta['format']}; "
             f"this one reads up to format {FORMAT}: install a newer one"
         )
-    if meta["step"] != step:
+    if step is not None and meta["step"] != step:
         raise DamagedError(f"it holds step {meta['step']}")
     if not meta["finite"]:
         raise DamagedError("its parameters are not finite")

@@ -12,7 +12,7 @@ import attrs
 from trainer_checkpoint.digest import checks
 from trainer_checkpoint.meta import DamagedError
 from trainer_checkpoint.reader import positions, read_meta
-from trainer_checkpoint.steps import DATA, META, META_FILE, steps
+from trainer_checkpoint.steps import DATA, META, META_FILE, STATE, steps
 from trainer_checkpoint.stored import look, read
 from trainer_core.errors import UserError
 from trainer_core.terminal.figures import size
@@ -42,17 +42,17 @@ def listed(path: Path) -> list[Found]:
     """Return what is in a run's folder of checkpoints: its steps, and what else lies there.
 
     Args:
-        path: of a run, or of its folder of checkpoints.
+        path: of a run, of its folder of checkpoints, or of one step.
 
     Raises:
         UserError: there is no checkpoint.
     """
-    folder = _folder(path)
-    known = [str(step) for step in steps(folder)]
-    others = sorted({each.name for each in folder.iterdir() if each.is_dir()} - {*known})
-    return [_found(folder / name) for name in known] + [
-        _found(folder / name, "not a whole checkpoint, and never read") for name in others
-    ]
+    folders = _folders(path)
+    found = [_found(each) for each in folders]
+    if folders != [path.absolute()]:
+        beside = {each for each in folders[0].parent.iterdir() if each.is_dir()} - {*folders}
+        found += [_found(each, "never read: its name is no step's") for each in sorted(beside)]
+    return [each for each in found if each is not None]
 
 
 def verified(path: Path) -> list[Found]:
@@ -61,9 +61,8 @@ def verified(path: Path) -> list[Found]:
     Raises:
         UserError: there is no checkpoint.
     """
-    folder = _folder(path)
-    names = [folder] if folder.name.isdecimal() else [folder / str(each) for each in steps(folder)]
-    return [_found(each, read_arrays=True) for each in names]
+    found = [_found(each, read_arrays=True) for each in _folders(path)]
+    return [each for each in found if each is not None]
 
 
 def as_json(found: Sequence[Found]) -> list[dict[str, Any]]:
@@ -88,30 +87,40 @@ def print_out(found: Sequence[Found], good: str) -> None:
     )
 
 
-def _folder(path: Path) -> Path:
+def _folders(path: Path) -> list[Path]:
     absolute = path.absolute()
+    if (absolute / META).is_dir() or (absolute / STATE).is_dir():
+        return [absolute]  # one step, by whatever name
     for folder in (absolute / "checkpoints", absolute):
-        if steps(folder) or (folder / META).is_dir():
-            return folder
+        if found := steps(folder):
+            return [folder / str(step) for step in found]
     raise UserError(f"{path} holds no checkpoint of a run; give a run, or one step of it")
 
 
-def _found(path: Path, problem: str = "", read_arrays: bool = False) -> Found:
-    meta: dict[str, Any] = {}
-    if not problem:
-        try:
-            meta = read_meta(path, int(path.name))
-            positions(path / DATA)
-            problem = _wrong_arrays(path, meta) if read_arrays else ""
-        except (DamagedError, UserError) as error:
-            problem = str(error)
-    return Found(
-        name=path.name,
-        bytes=sum(each.stat().st_size for each in path.rglob("*") if each.is_file()),
-        written=(path / META / META_FILE if meta else path).stat().st_mtime,
-        digest=str(meta.get("digest", "")),
-        problem=problem,
-    )
+def _found(path: Path, problem: str = "", read_arrays: bool = False) -> Found | None:
+    """Look at one folder; None where a run that is under way has removed it meanwhile."""
+    try:
+        meta, problem = _checked(path, read_arrays) if not problem else ({}, problem)
+        found = Found(
+            name=path.name,
+            bytes=sum(each.stat().st_size for each in path.rglob("*") if each.is_file()),
+            written=(path / META / META_FILE if meta else path).stat().st_mtime,
+            digest=str(meta.get("digest", "")),
+            problem=problem,
+        )
+    except FileNotFoundError:
+        return None
+    return found if path.exists() else None
+
+
+def _checked(path: Path, read_arrays: bool) -> tuple[dict[str, Any], str]:
+    number = path.name.partition(".")[0]
+    try:
+        meta = read_meta(path, int(number) if number.isdecimal() else None)
+        positions(path / DATA)
+        return meta, _wrong_arrays(path, meta) if read_arrays else ""
+    except (DamagedError, UserError) as error:
+        return {}, str(error)
 
 
 def _wrong_arrays(path: Path, meta: dict[str, Any]) -> str:
