@@ -52,7 +52,7 @@ CASES = {
     "linen, adamw, scanned": Case((*RUN, "model.use=linen", "model.layers=2")),
     # Where one is killed, and no collective fails at once, the other waits for the timeout.
     "two processes": Case(
-        (*RUN, f"run.steps={STEPS // 2}", "shard.mesh={data=1,fsdp=2}"),
+        (*RUN, f"run.steps={STEPS // 2}", "shard.mesh={data=1,fsdp=2}", "distributed.timeout=40"),
         processes=2,
     ),
 }

@@ -357,7 +357,7 @@ def test_a_tpus_program_is_read_too_whose_loops_and_pieces_say_less() -> None:
         Exchange("all-gather", (0, 2), 32, 3),
         Exchange("reduce-scatter", (0, 2), 8, 3),
         Exchange("all-reduce", (0, 1), 32, 3),
-        Exchange("collective-permute", (0, 1), 16, 3),
+        Exchange("collective-permute", (0, 1), 16, 3, links=((0, 1), (1, 0))),
         Exchange("all-reduce", (1, 2, 3), 16, 3, between_slices=True),
         Exchange("all-gather", (100000, 200000), 64, 3, between_slices=True),
     }
