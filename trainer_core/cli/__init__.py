@@ -13,8 +13,10 @@ def main() -> None:
     # Wherever the loop does not handle it, SIGTERM unwinds as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        from trainer_core.cli.failures import show_warnings
         from trainer_core.terminal.output import flush, keep_stdout
 
+        show_warnings()
         if "--json" in sys.argv:
             keep_stdout()
         code = run(sys.argv[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import sysconfig
@@ -83,14 +84,29 @@ def _is_own(file: Path) -> bool:
 
 def say_error(text: str) -> None:
     """Print `error: ...` on stderr."""
+    _say("error: ", "bold red", text)
+
+
+def show_warnings() -> None:
+    """Print what is logged under `trainer_core`, by plugins too, as `warning: ...` on stderr."""
+    logger = logging.getLogger("trainer_core")
+    logger.addHandler(_Warnings(logging.WARNING))
+    logger.propagate = False  # other handlers have a style of their own
+
+
+class _Warnings(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        _say("warning: ", "bold yellow", record.getMessage())
+
+
+def _say(label: str, style: str, text: str) -> None:
     if not sys.stderr.isatty():
-        print(f"error: {text}", file=sys.stderr)
+        print(f"{label}{text}", file=sys.stderr)
         return
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(stderr=True, highlight=False)
-    console.print(Text.assemble(("error: ", "bold red"), text))
+    Console(stderr=True, highlight=False).print(Text.assemble((label, style), text))
 
 
 def _write_down(error: Exception, directory: Path | None) -> Path | None:

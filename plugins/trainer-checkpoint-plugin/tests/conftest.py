@@ -33,5 +33,5 @@ def run(tmp_path: Path) -> Any:
 def warned(caplog: pytest.LogCaptureFixture) -> Any:
     """A function that returns the warnings so far."""
     return lambda: [
-        record.getMessage() for record in caplog.records if record.name == "trainer_checkpoint"
+        record.getMessage() for record in caplog.records if record.name == "trainer_core.checkpoint"
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from textwrap import shorten
@@ -24,7 +25,7 @@ from trainer_core.types import TrainState
 if TYPE_CHECKING:
     from trainer_core.run import Run
 
-logger = logging.getLogger("trainer_checkpoint")
+logger = logging.getLogger("trainer_core.checkpoint")
 Read = TypeVar("Read")
 
 
@@ -178,7 +179,8 @@ def _arrays(
                 path, args=ocp.args.PyTreeRestore(item, restore_args=restore_args)
             )
     except Exception as error:  # Orbax raises whatever went wrong, as far down as it did
-        reason = shorten(f"{type(error).__name__}: {error}", 300)
+        said = re.split(r"See full TensorStore|\[tensorstore_spec", str(error))[0]
+        reason = shorten(f"{type(error).__name__}: {said}", 300)
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in reason:
             raise RunError(f"{path.parent} does not fit in memory: {reason}") from error
         raise DamagedError(f"its arrays cannot be read: {reason}") from error

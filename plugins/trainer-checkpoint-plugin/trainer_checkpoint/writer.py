@@ -15,7 +15,7 @@ from trainer_checkpoint.quiet import quiet
 from trainer_checkpoint.text import Text, TextHandler
 from trainer_core.errors import RunError
 
-logger = logging.getLogger("trainer_checkpoint")
+logger = logging.getLogger("trainer_core.checkpoint")
 # Orbax would give up after ten minutes, which it takes from a clock that may be set meanwhile.
 _PATIENCE = 7 * 86_400  # seconds
 
