@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -20,6 +21,7 @@ from trainer_core.plan.roofline import roofline_of
 from trainer_core.plan.topology import parse_topology
 from trainer_core.plan.variants import Variants
 from trainer_core.terminal.figures import exact_size
+from trainer_core.terminal.page import Page
 
 SETTINGS = [*PERCEPTRON, "checkpoint.use=none", "plugins.progress=false"]
 
@@ -111,3 +113,13 @@ def test_a_mesh_that_does_not_fit_the_topology_is_an_error_with_its_place(
     said = capsys.readouterr().err
     assert "needs 3 devices, and there are 1 (cpu)" in said
     assert "shard.mesh: " in said
+
+
+def test_where_no_setting_is_enough_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    knob: Any = SimpleNamespace(
+        changes=("model.remat=full",), cost="", memory=SimpleNamespace(total=2**31), saved=2**20
+    )
+    for available, said in ((2**30, True), (2**32, False)):
+        plan: Any = SimpleNamespace(available=available)
+        plan_page._knobs(Page(), [knob], plan)
+        assert ("plan for more devices" in capsys.readouterr().out) == said

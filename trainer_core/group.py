@@ -6,7 +6,7 @@ All of it goes through JAX's coordination service, nothing through a device.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,15 +91,17 @@ class Group:
             return
         self._watch.fail()
         text = str(error) if isinstance(error, TrainerError) else f"{type(error).__name__}: {error}"
-        before, absent = self._signs(), []
+        before, met = self._signs(), True
         try:
             self._board.fail(Failure(self.process, text))
             self._meet({"failed": text}, MEETING)
         except Exception:
-            absent = self._absent(before)
+            met = False
         others = self._failures()
+        absent = [] if met else self._absent(before, {each.process for each in others})
         error.is_told = Failure(0, text) in others  # type: ignore[attr-defined]
-        notes = [str(each) for each in others if each.text != text] or ([] if others else absent)
+        # First who fell silent: that others fail beside it may well be the consequence.
+        notes = absent + [str(each) for each in others if each.text != text]
         if isinstance(error, TrainerError):
             error.args = ("\n  ".join([text, *notes]),)
         else:
@@ -158,10 +160,12 @@ class Group:
             )
         return f"the processes cannot reach each other any more: {error}"
 
-    def _absent(self, before: Mapping[int, Sign]) -> list[str]:
-        """What is known of those who did not come to hear of a failure."""
+    def _absent(self, before: Mapping[int, Sign], failed: Collection[int]) -> list[str]:
+        """What is known of those who did not come to hear of a failure, and told none."""
         notes = []
         for index, sign in self._late(self._signs()):
+            if index in failed:
+                continue
             if sign.number > before.get(index, Sign()).number:
                 what = f"is told, and ends within {LOOK + GRACE:g} seconds"
             else:

@@ -171,6 +171,7 @@ def _bound(page: Page, plan: Plan) -> None:
 
 
 def _knobs(page: Page, found: list[Knob], plan: Plan) -> None:
+    available = plan.available or 0
     page.line()
     page.line(("what saves memory", "bold"), ", estimated, the cheapest first")
     page.table(
@@ -179,13 +180,15 @@ def _knobs(page: Page, found: list[Knob], plan: Plan) -> None:
             [
                 exact_size(each.memory.total),
                 exact_size(each.saved),
-                "yes" if each.memory.total <= (plan.available or 0) else "no",
+                "yes" if each.memory.total <= available else "no",
                 " ".join(map(shell_word, each.changes)) + (f"  ({each.cost})" if each.cost else ""),
             ]
             for each in found
         ],
         indent=2,
     )
+    if all(each.memory.total > available for each in found):
+        page.line("  all of them together are not enough: plan for more devices, or larger ones")
 
 
 def _search(page: Page, found: Search) -> None:

@@ -47,7 +47,7 @@ class Microbatch:
             raise SettingError(
                 "microbatches",
                 f"must divide [data] batch_size = {batch_size}; "
-                f"the next that fits is {_next_multiple(batch_size, self.microbatches)}",
+                f"the next batch_size that fits is {_next_multiple(batch_size, self.microbatches)}",
             )
         if self.reduce == "once" and self.gradients == "zero2":
             raise SettingError(

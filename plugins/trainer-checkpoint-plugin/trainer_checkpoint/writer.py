@@ -156,6 +156,8 @@ def _cause(error: Exception) -> str:
     text = str(error)
     if "No space left" in text:
         return "no space left on the disk"
+    if "Connection closed by peer" in text or "Connection reset by peer" in text:
+        return "the connection to another process broke"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return text.splitlines()[0] if text else type(error).__name__
