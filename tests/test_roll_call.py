@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
 from typing import Any
 
+import attrs
 import pytest
 from processes import free_port
 
@@ -139,6 +141,59 @@ def test_two_processes_with_one_index_are_named() -> None:
     host = socket.gethostname()
     text = f"two processes have [distributed] process = 1, on {host} and {host}"
     assert [str(each).startswith(text) for each in told.values()] == [True] * 3
+
+
+def test_a_process_that_is_started_again_takes_the_place_of_the_one_that_is_gone() -> None:
+    port = free_port()
+    place = Place(coordinator=f"localhost:{port}", processes=3, process=0, timeout=20)
+    told: list[Any] = []
+    threads = [threading.Thread(target=lambda: told.append(roll_call(place, SAME)))]
+    threads[0].start()
+    gone = {"process": 1, "processes": 3, "host": "old", "same": SAME, "seconds": 20}
+    _wait_for_server(port)
+    with socket.create_connection(("localhost", port)) as first:
+        first.sendall(json.dumps(gone).encode() + b"\n")
+        time.sleep(0.2)
+    for index in (1, 2):
+        other = attrs.evolve(place, process=index)
+        threads.append(
+            threading.Thread(target=lambda other=other: told.append(roll_call(other, SAME)))
+        )
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+    assert told == [None] * 3
+
+
+def _wait_for_server(port: int) -> None:
+    while True:
+        try:
+            socket.create_connection(("localhost", port)).close()
+            return
+        except OSError:
+            time.sleep(0.02)
+
+
+def test_who_is_late_hears_what_was_wrong_with_another() -> None:
+    port, told = free_port(), {}
+
+    def call(index: int, after: float, same: Any) -> None:
+        time.sleep(after)
+        place = Place(coordinator=f"localhost:{port}", processes=3, process=index, timeout=20)
+        with pytest.raises(UserError) as caught:
+            roll_call(place, same)
+        told[index] = str(caught.value)
+
+    other = {"config": {"run.steps": 4}}
+    calls = [(0, 0.0, SAME), (1, 0.0, other), (2, 1.0, SAME)]
+    threads = [threading.Thread(target=call, args=each) for each in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(told) == 3
+    assert len(set(told.values())) == 1
+    assert "process 1" in told[2]
 
 
 def test_a_stranger_on_the_port_is_no_process() -> None:

@@ -19,6 +19,7 @@ from trainer_core.errors import UserError, listed
 
 _RETRY = 0.2  # seconds between two attempts to reach process 0
 _READ = 5.0  # seconds that one who has connected may take to say who it is
+_LATE = 5.0  # seconds that process 0 waits, once something is wrong, for those who are late
 _SPARE = 0.25  # of the timeout, half a second at most: for the answer to be on its way
 Card = dict[str, Any]
 
@@ -75,12 +76,11 @@ def roll_call(place: Place, same: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _call(place: Place, own: Card, deadline: float) -> None:
+    came: list[tuple[Card, socket.socket]] = []
+    problem = ""
     with ExitStack() as stack:
         server = stack.enter_context(_server(place))
-        connections: list[socket.socket] = []
-        cards = [own]
-        problem = ""
-        while len(cards) < place.processes and not problem:
+        while len(came) + 1 < place.processes:
             try:
                 server.settimeout(max(0.01, deadline - time.monotonic()))
                 connection = stack.enter_context(server.accept()[0])
@@ -88,18 +88,23 @@ def _call(place: Place, own: Card, deadline: float) -> None:
             except TimeoutError:
                 if time.monotonic() < deadline:
                     continue
-                problem = _missing(place, cards)
+                problem = problem or _missing(place, [own, *(each for each, _ in came)])
                 break
             if card is None:
                 continue  # somebody else's
-            connections.append(connection)
-            problem = _wrong(card, cards)
-            cards.append(card)
+            # One that was started again takes the place of its own that is gone.
+            came = [each for each in came if not (_is_same(each[0], card) and _has_left(each[1]))]
+            wrong = problem or _wrong(card, [own, *(each for each, _ in came)])
+            came.append((card, connection))
             # Each gets its answer within its own timeout, though it began to wait earlier.
             deadline = min(deadline, time.monotonic() + card.get("seconds", place.timeout))
-        for connection in connections:
+            if wrong and not problem:
+                problem = wrong
+                # Those who are still on their way shall hear it, too.
+                deadline = min(deadline, time.monotonic() + _LATE)
+        for _, connection in came:
             _send(connection, {"problem": problem})
-        for connection in connections:
+        for _, connection in came:
             # Who closes first keeps the port busy for a while, and JAX needs it at once.
             _received(connection, 1.0)
     if problem:
@@ -156,10 +161,32 @@ def _received(connection: socket.socket, seconds: float) -> Card | None:
             read = json.loads(lines.readline())
     except (ValueError, OSError):
         return None
-    return read if isinstance(read, dict) and {"problem", "process"} & set(read) else None
+    if not isinstance(read, dict):
+        return None
+    return (
+        read
+        if "problem" in read or read.keys() >= {"process", "processes", "host", "same"}
+        else None
+    )
+
+
+def _is_same(card: Card, other: Card) -> bool:
+    return bool(card["process"] == other["process"])
+
+
+def _has_left(connection: socket.socket) -> bool:
+    """Whether the other side has closed; one that waits for its answer sends nothing."""
+    connection.settimeout(0.0)
+    try:
+        return connection.recv(1, socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _send(connection: socket.socket, message: Card) -> None:
+    connection.settimeout(_READ)
     try:
         connection.sendall(json.dumps(message).encode() + b"\n")
     except OSError:
