@@ -59,17 +59,24 @@ class Step:
         time.sleep(max(0.0, self.end - time.monotonic()))
 
 
-@pytest.mark.parametrize(("step_takes", "share"), [(0.0, 100), (0.02, 66), (0.055, 0), (0.2, 0)])
+@pytest.mark.parametrize(
+    # Of 60 ms for a batch: all of them, half of them, none; on a machine that does other things.
+    ("step_takes", "least", "most"),
+    [(0.0, 55, 100), (0.03, 21, 75), (0.3, None, None)],
+)
 def test_only_what_the_source_takes_longer_than_the_devices_is_waiting(
-    step_takes: float, share: int, caplog: pytest.LogCaptureFixture
+    step_takes: float,
+    least: int | None,
+    most: int | None,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.WARNING)
     supply = Supply(Sleepy())
-    for index in range(40):  # said once in a while, not every second
+    for index in range(50):
         supply.batch(index, {"loss": Step(step_takes)})
     said = [int(each.split(": ")[1].split("%")[0]) for each in warnings_of(caplog)]
-    if share:
-        [found] = said
-        assert abs(found - share) <= 20  # of 60 ms, asleep on a machine that does other things
-    else:
+    if least is None or most is None:
         assert said == []
+    else:
+        [found] = said  # once in a while, not every second
+        assert least <= found <= most
