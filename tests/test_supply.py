@@ -45,7 +45,7 @@ def test_a_run_that_waits_for_its_data_says_so_within_twenty_steps(
     fit(recipe(run={"steps": 20}, data=slow, checkpoint={"use": "none"}))
     [warning] = warnings_of(caplog)
     assert warning.startswith("waiting for data: ")
-    assert "the data source takes 0.06" in warning
+    assert 0.06 <= float(warning.split("takes ")[1].split()[0]) < 1
     assert int(warning.split(": ")[1].split("%")[0]) >= 50
 
 
