@@ -21,6 +21,7 @@ from programs import Parts, assert_bitwise_equal, build, host, recipe
 from trainer_core import UserError, hookimpl, plugin
 from trainer_core.config import load_config
 from trainer_core.defaults.shard import Rules, derived_shardings
+from trainer_core.fitting import check_shardings
 from trainer_core.sharding_table import sharding_table
 from trainer_core.terminal.summary import summary_rows
 from trainer_core.types import Shardings
@@ -500,30 +501,29 @@ class Alone:
 
 
 @plugin
-class Turned(Rules):
-    """A shard plugin that puts rows where they are not read, and uses a sharding of its own."""
-
-    batch_only: bool = True
+class Apart(Rules):
+    """A shard plugin with a sharding of another kind."""
 
     @hookimpl
     def shard(self, run: Any, model: Any, abstract_state: Any, derive: Any) -> Any:
         shardings = super().shard(run, model, abstract_state, derive)
-        if self.batch_only:
-            return attrs.evolve(shardings, batch=shardings.replicated)
         alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         return attrs.evolve(shardings, state=attrs.evolve(shardings.state, step=alone))
 
 
+def test_a_sharding_of_another_kind_is_named() -> None:
+    said = "step has a SingleDeviceSharding, not a NamedSharding of run.mesh"
+    assert said in refused(shard={"use": "test_shard:Apart"})
+
+
 @pytest.mark.eight_devices
-@pytest.mark.parametrize(
-    ("batch_only", "said"),
-    [
-        (True, "batch is spread by P(), and its rows are read over ('data', 'fsdp')"),
-        (False, "step has a SingleDeviceSharding, not a NamedSharding of run.mesh"),
-    ],
-)
-def test_shardings_that_the_run_cannot_use_are_named(batch_only: bool, said: str) -> None:
-    assert said in refused(shard={"use": "test_shard:Turned", "batch_only": batch_only})
+def test_rows_of_several_processes_must_lie_where_they_are_read() -> None:
+    program = on(MESHES["data and fsdp"]).program
+    turned = attrs.evolve(program.shardings, batch=program.shardings.replicated)
+    check_shardings(program.run, program.abstract_state, turned)  # one process has all
+    several = attrs.evolve(program.run, processes=2)
+    with pytest.raises(UserError, match=r"batch is spread by P\(\), and its rows are read over"):
+        check_shardings(several, program.abstract_state, turned)
 
 
 def test_a_leaf_without_a_sharding_is_named() -> None:
