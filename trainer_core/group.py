@@ -6,6 +6,7 @@ All of it goes through JAX's coordination service, nothing through a device.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from trainer_core.signs import Board, Failure, Sign
 from trainer_core.watch import GRACE, LOOK, Watch
 
 MEETING = 2.0  # seconds that one who has failed waits for the others to hear of it
+SURE = 3.0  # seconds more, until one who gives no sign of life is said to: it may be very busy
 
 
 @attrs.define(eq=False)
@@ -162,14 +164,24 @@ class Group:
 
     def _absent(self, before: Mapping[int, Sign], failed: Collection[int]) -> list[str]:
         """What is known of those who did not come to hear of a failure, and told none."""
+
+        def is_silent(index: int, sign: Sign) -> bool:
+            return sign.number == before.get(index, Sign()).number
+
+        deadline = time.monotonic() + SURE
+        late = self._late(self._signs())
+        while any(is_silent(*each) for each in late) and time.monotonic() < deadline:
+            time.sleep(LOOK / 4)
+            late = self._late(self._signs())
         notes = []
-        for index, sign in self._late(self._signs()):
+        for index, sign in late:
             if index in failed:
                 continue
-            if sign.number > before.get(index, Sign()).number:
-                what = f"is told, and ends within {LOOK + GRACE:g} seconds"
+            if is_silent(index, sign):
+                seconds = MEETING + SURE
+                what = f"gave no sign of life for {seconds:g} seconds: it hangs, or was killed"
             else:
-                what = f"gave no sign of life for {MEETING:g} seconds: it hangs, or was killed"
+                what = f"is told, and ends within {LOOK + GRACE:g} seconds"
             notes.append(f"process {index} ({sign.host}), {sign.where}, {what}")
         return notes
 

@@ -25,6 +25,7 @@ LOOK = 1.0  # seconds between two signs of life
 GRACE = 5.0  # seconds that the main thread has to end by itself, once another one has failed
 _SPARE = 5.0  # seconds before the timeout: until all have heard of it, and have ended
 _LEAST = 3  # signs that may always be missing
+_CLOSE = 15  # looks after a failure, at least: to tell the others alone takes seconds
 _AT_WORK = 0.3  # of one processor; above it, a process does not stand still, but computes
 # Where falling behind is judged. Elsewhere a process may well wait for long for what the others
 # need not: a download, a disk, a compiler; there, only one without a sign of life hangs.
@@ -179,8 +180,8 @@ class Watch:
             if self.board.process and not self._rests and self._unheard >= self.patience:
                 self._end_hard([self._silent(0, self._first)], says_so=False)
             closing = closing + 1 if self._knows.is_set() else 0
-            if closing >= self.patience:
-                why = f"this process did not end within {self.timeout:g} seconds of its failure"
+            if closing >= max(self.patience, _CLOSE):
+                why = f"this process did not end within {closing * LOOK:g} seconds of its failure"
                 self._end_hard([f"{why} ([distributed] timeout): {self._sign.where}"])
 
     def _judged(self, signs: Mapping[int, Sign]) -> list[Failure]:
