@@ -13,7 +13,6 @@ import pytest
 from command import DECODER, PERCEPTRON, Interrupting, read_until, running, trainer
 
 from trainer_core.cli import run
-from trainer_core.run import StopRequest
 from trainer_core.signals import Interrupted, SignalHandlers, interruptible
 
 # A plugin that says where a run is, and stays there for a while.
@@ -118,10 +117,10 @@ def test_ctrl_c_at_any_moment_of_the_start_crashes_nothing(folder: Path) -> None
 
 
 def test_the_first_ctrl_c_of_a_run_that_stops_already_lets_it_save() -> None:
-    stopping = StopRequest()
-    stopping.set("stopped by a plugin")
-    stopping.defer()
-    with SignalHandlers(stopping):
+    with SignalHandlers() as signals:
+        stopping = signals.stopping
+        stopping.set("stopped by a plugin")
+        stopping.defer()
         signal.raise_signal(signal.SIGINT)  # a second one would end this process
     assert stopping.reason == "stopped by a plugin"
 
@@ -212,19 +211,17 @@ def test_second_ctrl_c_exits_at_once_and_loses_no_checkpoint(folder: Path) -> No
 
 
 def test_signal_before_there_is_anything_to_keep_raises_where_the_run_stands() -> None:
-    stopping = StopRequest()
-    with SignalHandlers(stopping), pytest.raises(Interrupted):
+    with SignalHandlers() as signals, pytest.raises(Interrupted):
         signal.raise_signal(signal.SIGTERM)
-    assert stopping.reason == "SIGTERM"
+    assert signals.stopping.reason == "SIGTERM"
 
 
 def test_signal_while_training_only_asks_for_a_stop() -> None:
     before = signal.getsignal(signal.SIGINT)
-    stopping = StopRequest()
-    stopping.defer()
-    with SignalHandlers(stopping):
+    with SignalHandlers() as signals:
+        signals.stopping.defer()
         signal.raise_signal(signal.SIGINT)
-    assert stopping.reason == "Ctrl-C"
+    assert signals.stopping.reason == "Ctrl-C"
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -232,7 +229,7 @@ def test_run_in_another_thread_leaves_the_handlers_alone() -> None:
     found: list[object] = []
 
     def enter() -> None:
-        with SignalHandlers(StopRequest()):
+        with SignalHandlers():
             found.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=enter)

@@ -13,9 +13,9 @@ from trainer_core.directory import check_directory, write_directory
 from trainer_core.errors import UserError
 from trainer_core.hooks import Hooks
 from trainer_core.lock import RunLock
-from trainer_core.opening import built, opened
+from trainer_core.opening import built, closing, opened
 from trainer_core.requests import Requests
-from trainer_core.run import Run, StopRequest
+from trainer_core.run import Run
 from trainer_core.signals import Interrupted, SignalHandlers, interruptible
 from trainer_core.supply import Supply
 
@@ -65,34 +65,23 @@ def fit(
 def train(config: Config, accept_changes: bool = False) -> Result:
     """Run a checked config; see `fit`."""
     check_directory(config, accept_changes)
-    stopping = StopRequest()
     lock = RunLock(config.directory)
-    with SignalHandlers(stopping) as signals, config.placing(), lock:
+    with SignalHandlers() as signals, config.placing(), lock:
+        stopping = signals.stopping
         try:
             run, hooks = opened(config, stopping)
         except Interrupted:
-            return _nothing_done(config.directory, stopping)
+            return _nothing_done(config.directory, stopping.reason)
         if run.processes > 1:
             signals.install()
-        error: BaseException | None = None
-        try:
-            if run.is_main and run.directory.is_dir():
-                lock.take()
-                check_directory(config, accept_changes)  # another run may just have left it
-            return _train(config, run, hooks, lock)
-        except Interrupted:
-            return _nothing_done(config.directory, stopping)
-        except BaseException as failure:
-            error = failure
-            run.tell(failure)
-            raise
-        finally:
-            stopping.defer()  # what closes, and a save that is under way, is not cut off
+        with closing(run, hooks):
             try:
-                hooks.close(run=run, error=error)
-            except BaseException as failure:
-                run.tell(failure)
-                raise
+                if run.is_main and run.directory.is_dir():
+                    lock.take()
+                    check_directory(config, accept_changes)  # another run may just have left it
+                return _train(config, run, hooks, lock)
+            except Interrupted:
+                return _nothing_done(config.directory, stopping.reason)
 
 
 def _train(config: Config, run: Run, hooks: Hooks, lock: RunLock) -> Result:
@@ -202,12 +191,12 @@ def _result(
     )
 
 
-def _nothing_done(directory: Path, stopping: StopRequest) -> Result:
+def _nothing_done(directory: Path, stopped: str) -> Result:
     return Result(
         step=0,
         metrics={},
         state=None,
         program=None,
         directory=directory,
-        stopped=stopping.reason,
+        stopped=stopped,
     )

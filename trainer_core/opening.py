@@ -1,7 +1,9 @@
-"""Open a run and build its program where a signal leaves the import of jax whole."""
+"""Open a run, build its program, and close its plugins, whatever a signal or an error cuts off."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from trainer_core.signals import interruptible
@@ -33,3 +35,22 @@ def built(run: Run, hooks: Hooks) -> Program:
         return build_program(run, hooks)
 
     return interruptible(work)
+
+
+@contextmanager
+def closing(run: Run, hooks: Hooks) -> Iterator[None]:
+    """Close the plugins in the end, and tell the other processes of an error, then too."""
+    error: BaseException | None = None
+    try:
+        yield
+    except BaseException as failure:
+        error = failure
+        run.tell(failure)
+        raise
+    finally:
+        run.stopping.defer()  # what closes, and a save that is under way, is not cut off
+        try:
+            hooks.close(run=run, error=error)
+        except BaseException as failure:
+            run.tell(failure)
+            raise

@@ -23,14 +23,14 @@ class Interrupted(KeyboardInterrupt):
 
 
 class SignalHandlers:
-    """While entered, a signal asks `stopping` for a stop at the next step boundary.
+    """While entered, a signal asks its `stopping` for a stop at the next step boundary.
 
     Until `stopping` is deferred there is nothing to finish, so the signal raises Interrupted where
     the main thread stands. Outside the main thread Python allows no handlers, and none is set.
     """
 
-    def __init__(self, stopping: StopRequest) -> None:
-        self.stopping = stopping
+    def __init__(self) -> None:
+        self.stopping = StopRequest()
         self._interrupted = False
         self._previous: dict[int, Any] = {}
 

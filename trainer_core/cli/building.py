@@ -18,10 +18,8 @@ def program_of(config: Config) -> Program:
         config: a resolved one.
     """
     with waiting("building"), config.placing():
-        from trainer_core.opening import built, opened
+        from trainer_core.opening import built, closing, opened
 
         run, hooks = opened(config)
-        try:
+        with closing(run, hooks):
             return built(run, hooks)
-        finally:
-            hooks.close(run=run, error=None)

@@ -15,9 +15,7 @@ from trainer_core.errors import UserError
 
 if TYPE_CHECKING:
     from trainer_core.config import Config
-    from trainer_core.hooks import Hooks
     from trainer_core.program import Program
-    from trainer_core.run import Run
     from trainer_core.types import TrainState
 
 
@@ -48,11 +46,11 @@ def read_run(directory: Path, overrides: Sequence[str]) -> Iterator[Reading]:
     config = _config(directory, overrides)
     with ExitStack() as stack:
         with waiting("starting") as phase, config.placing():
-            from trainer_core.opening import built, opened
+            from trainer_core.opening import built, closing, opened
             from trainer_core.signals import interruptible
 
             run, hooks = opened(config)
-            stack.enter_context(_closing(run, hooks))
+            stack.enter_context(closing(run, hooks))
             phase("building")
             program = built(run, hooks)
             phase("restoring")
@@ -67,22 +65,6 @@ def read_run(directory: Path, overrides: Sequence[str]) -> Iterator[Reading]:
             )
         run.pass_by("evaluating")
         yield Reading(program, state, int(state.step))
-
-
-@contextmanager
-def _closing(run: Run, hooks: Hooks) -> Iterator[None]:
-    """Close the plugins in the end; an error, of whoever reads too, is told to the others."""
-    try:
-        yield
-    except BaseException as error:
-        run.tell(error)
-        hooks.close(run=run, error=error)
-        raise
-    try:
-        hooks.close(run=run, error=None)
-    except BaseException as error:
-        run.tell(error)
-        raise
 
 
 def recipe_of(directory: Path) -> Path:

@@ -11,6 +11,7 @@ import attrs
 import jax
 
 from trainer_core.assemble import open_run
+from trainer_core.opening import closing
 from trainer_core.plan.chips import Chip, chip_of
 from trainer_core.plan.cost import Cost, cost_of
 from trainer_core.plan.flops import Products, forward_products, products_of
@@ -121,10 +122,8 @@ def program_on(config: Config, devices: Sequence[jax.Device]) -> Program:
         UserError: the config does not fit itself or the devices.
     """
     run, hooks = open_run(config, devices=devices)
-    try:
+    with closing(run, hooks):
         return build_program(run, hooks)
-    finally:
-        hooks.close(run=run, error=None)
 
 
 def plan_program(program: Program, build_seconds: float = 0.0) -> Plan:

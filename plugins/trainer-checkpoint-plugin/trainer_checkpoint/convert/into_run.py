@@ -22,14 +22,14 @@ from trainer_checkpoint.convert.mapping import Mapping as Rules
 from trainer_checkpoint.convert.plan import Plan, Spec
 from trainer_checkpoint.convert.planning import make_plan
 from trainer_checkpoint.steps import steps
-from trainer_core.assemble import open_run
 from trainer_core.cli.waiting import waiting
 from trainer_core.config import Config, load_config
 from trainer_core.directory import check_directory, write_directory
 from trainer_core.errors import UserError
 from trainer_core.hooks import Hooks
 from trainer_core.lock import RunLock
-from trainer_core.program import Program, build_program
+from trainer_core.opening import built, closing, opened
+from trainer_core.program import Program
 from trainer_core.signals import interruptible
 from trainer_core.types import TrainState
 
@@ -128,15 +128,11 @@ def _check_finite(arrays: Mapping[str, NDArray[Any]]) -> None:
 @contextmanager
 def _opened(config: Config) -> Iterator[tuple[Program, Hooks]]:
     with config.placing():
-        run, hooks = interruptible(lambda: open_run(config))
-        try:
+        run, hooks = opened(config)
+        with closing(run, hooks):
             if run.processes > 1:
                 raise UserError("convert runs in one process; leave [distributed] out")
-            yield interruptible(lambda: build_program(run, hooks)), hooks
-        except BaseException as error:
-            hooks.close(run=run, error=error)
-            raise
-        hooks.close(run=run, error=None)
+            yield built(run, hooks), hooks
 
 
 def _state(
