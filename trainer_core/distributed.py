@@ -17,7 +17,8 @@ from trainer_core.group import Group
 from trainer_core.recipe import flatten
 from trainer_core.roll_call import Place, roll_call
 from trainer_core.run import DistributedSettings
-from trainer_core.watch import write_stacks
+from trainer_core.stacks import write_stacks
+from trainer_core.terminal.errors import say_error
 
 if TYPE_CHECKING:
     from trainer_core.config import Config
@@ -136,8 +137,6 @@ def _limit(place: Place, directory: Path) -> Iterator[None]:
     """End this process where JAX does not connect in time; by itself it would abort, unnamed."""
 
     def end() -> None:
-        from trainer_core.cli.failures import say_error
-
         written = write_stacks(directory, place.process)
         say_error(
             f"the processes met at {place.coordinator}, and JAX could not connect them within "

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import re
 import sys
+import sysconfig
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,17 @@ def own_files(values: Iterable[Any]) -> dict[str, Path]:
     found = {}
     for value in values:
         if isinstance(value, str) and re.fullmatch(r"[\w.]+:[\w.]+", value):
-            module = value.partition(":")[0]
-            if _is_own(module):
-                found[value] = Path(str(sys.modules[module].__file__))
+            file = _file_of(value.partition(":")[0])
+            if is_own(file):
+                found[value] = file
     return found
+
+
+def is_own(file: Path) -> bool:
+    """Whether code is a person's own: of no installed package, and not Python's."""
+    installed = "site-packages" in file.parts or file.is_relative_to(Path(__file__).parent)
+    standard = file.is_relative_to(sysconfig.get_paths()["stdlib"])
+    return file.suffix == ".py" and not installed and not standard
 
 
 def check_makes(
@@ -87,7 +95,7 @@ def check_makes(
     """
     made_of = target.func if isinstance(target, functools.partial) else target
     module = getattr(made_of, "__module__", None) or "builtins"
-    if _is_own(module) or module.partition(".")[0] in packages:
+    if is_own(_file_of(module)) or module.partition(".")[0] in packages:
         return
     if inspect.isclass(made_of):
         said = " ".join(each.__name__ for each in made_of.__mro__)
@@ -101,10 +109,9 @@ def check_makes(
         )
 
 
-def _is_own(module: str) -> bool:
-    file = getattr(sys.modules.get(module), "__file__", None)
-    is_standard = module.partition(".")[0] in sys.stdlib_module_names
-    return not is_standard and file is not None and "site-packages" not in Path(file).parts
+def _file_of(module: str) -> Path:
+    """The file of a module that is imported; an empty path where it has none."""
+    return Path(getattr(sys.modules.get(module), "__file__", None) or "")
 
 
 def search_in(*folders: Path) -> None:

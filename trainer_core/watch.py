@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import faulthandler
 import os
 import threading
 import time
@@ -20,6 +19,9 @@ from typing import NoReturn
 import attrs
 
 from trainer_core.signs import Board, Failure, Sign
+from trainer_core.stacks import stacks, write_stacks
+from trainer_core.terminal.errors import say_error
+from trainer_core.terminal.output import flush
 
 LOOK = 1.0  # seconds between two signs of life
 GRACE = 5.0  # seconds that the main thread has to end by itself, once another one has failed
@@ -216,9 +218,6 @@ class Watch:
         self._end_hard([str(each) for each in failures])
 
     def _end_hard(self, lines: Sequence[str], says_so: bool = True) -> NoReturn:
-        from trainer_core.cli.failures import say_error
-        from trainer_core.terminal.output import flush
-
         self._ending.set()
         for line in lines:
             say_error(line)
@@ -232,8 +231,6 @@ class Watch:
         os._exit(1)
 
     def _say_where(self) -> None:
-        from trainer_core.cli.failures import say_error
-
         if written := write_stacks(self.directory, self.board.process):
             say_error(f"where this process was: {written}")
 
@@ -255,20 +252,3 @@ class Watch:
             f"{self.patience * LOOK:g} seconds ([distributed] timeout = {self.timeout:g}): it is "
             f"{sign.where}; where, stands in {stacks(self.directory, process)}"
         )
-
-
-def stacks(directory: Path, process: int) -> Path:
-    """Return where a process writes what its threads were doing when it ended hard."""
-    return directory / f"stacks-{process}.txt"
-
-
-def write_stacks(directory: Path, process: int) -> Path | None:
-    """Write what every thread of this process is doing; None where it cannot be written."""
-    path = stacks(directory, process)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as file:
-            faulthandler.dump_traceback(file, all_threads=True)
-    except OSError:
-        return None
-    return path

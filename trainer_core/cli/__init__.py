@@ -13,7 +13,7 @@ def main() -> None:
     # Wherever the loop does not handle it, SIGTERM unwinds as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        from trainer_core.cli.failures import show_warnings
+        from trainer_core.terminal.errors import show_warnings
         from trainer_core.terminal.output import flush, keep_stdout
 
         show_warnings()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-import sysconfig
 import traceback
 from pathlib import Path
 
 import attrs
 
 from trainer_core.errors import TrainerError
+from trainer_core.imports import is_own
+from trainer_core.terminal.errors import say_error
 
 OUT_OF_MEMORY = (
     "what makes it fit: a smaller data.batch_size or data.length, accumulate.microbatches=N, "
@@ -71,42 +71,9 @@ def _is_told(error: Exception) -> bool:
 def _innermost(error: Exception) -> str:
     """Where the code of a person, not of an installed package, was when it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [each for each in frames if _is_own(Path(each.filename))]
+    own = [each for each in frames if is_own(Path(each.filename))]
     frame = (own or frames)[-1]
     return f"{frame.filename}:{frame.lineno}, in {frame.name}"
-
-
-def _is_own(file: Path) -> bool:
-    installed = "site-packages" in file.parts or "trainer_core" in file.parts
-    standard = file.is_relative_to(sysconfig.get_paths()["stdlib"])
-    return file.suffix == ".py" and not installed and not standard
-
-
-def say_error(text: str) -> None:
-    """Print `error: ...` on stderr."""
-    _say("error: ", "bold red", text)
-
-
-def show_warnings() -> None:
-    """Print what is logged under `trainer_core`, by plugins too, as `warning: ...` on stderr."""
-    logger = logging.getLogger("trainer_core")
-    logger.addHandler(_Warnings(logging.WARNING))
-    logger.propagate = False  # other handlers have a style of their own
-
-
-class _Warnings(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        _say("warning: ", "bold yellow", record.getMessage())
-
-
-def _say(label: str, style: str, text: str) -> None:
-    if not sys.stderr.isatty():
-        print(f"{label}{text}", file=sys.stderr)
-        return
-    from rich.console import Console
-    from rich.text import Text
-
-    Console(stderr=True, highlight=False).print(Text.assemble((label, style), text))
 
 
 def _write_down(error: Exception, directory: Path | None) -> Path | None:

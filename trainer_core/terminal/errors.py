@@ -1,0 +1,33 @@
+"""What goes to stderr: errors and warnings, each in one style."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+
+def say_error(text: str) -> None:
+    """Print `error: ...` on stderr."""
+    _say("error: ", "bold red", text)
+
+
+def show_warnings() -> None:
+    """Print what is logged under `trainer_core`, by plugins too, as `warning: ...` on stderr."""
+    logger = logging.getLogger("trainer_core")
+    logger.addHandler(_Warnings(logging.WARNING))
+    logger.propagate = False  # other handlers have a style of their own
+
+
+class _Warnings(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        _say("warning: ", "bold yellow", record.getMessage())
+
+
+def _say(label: str, style: str, text: str) -> None:
+    if not sys.stderr.isatty():
+        print(f"{label}{text}", file=sys.stderr)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, highlight=False).print(Text.assemble((label, style), text))
