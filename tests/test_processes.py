@@ -234,6 +234,21 @@ def test_a_checkpoint_of_two_processes_goes_on_in_any_number(
 
 
 @pytest.mark.long
+def test_a_checkpoint_of_two_processes_goes_on_in_four(tmp_path: Path) -> None:
+    settings = [*SMALL, "optimizer.use=sgd", "schedule.use=constant", "schedule.warmup=0"]
+    settings += ["shard.mesh={data=2, fsdp=2}"]
+    folder, whole = filled(tmp_path / "moved"), tmp_path / "whole"
+    assert_done(together(2, *settings, "run.steps=3", folder=folder, devices=2))
+    assert_done(together(4, *settings, "run.steps=6", folder=folder))
+    alone(*settings, "run.steps=6", folder=whole, devices=4)
+    found, expected = numbers(folder), numbers(whole)
+    assert [line["step"] for line in found] == [1, 2, 3, 4, 5, 6]
+    for one, other in zip(found, expected, strict=True):
+        # As above: four numbers added up in another order.
+        assert one["loss"] == pytest.approx(other["loss"], rel=4 * 2.0**-24)
+
+
+@pytest.mark.long
 def test_held_out_loss_is_that_of_one_process(tmp_path: Path) -> None:
     folder = filled(tmp_path)
     alone(*SMALL, folder=folder, devices=1)
