@@ -143,23 +143,25 @@ def test_two_processes_with_one_index_are_named() -> None:
     assert [str(each).startswith(text) for each in told.values()] == [True] * 3
 
 
-def test_a_process_that_is_started_again_takes_the_place_of_the_one_that_is_gone() -> None:
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_a_process_that_is_gone_may_come_again(order: tuple[int, int]) -> None:
     port = free_port()
     place = Place(coordinator=f"localhost:{port}", processes=3, process=0, timeout=20)
     told: list[Any] = []
-    threads = [threading.Thread(target=lambda: told.append(roll_call(place, SAME)))]
+
+    def call(index: int) -> None:
+        told.append(roll_call(attrs.evolve(place, process=index), SAME))
+
+    threads = [threading.Thread(target=call, args=(index,)) for index in (0, *order)]
     threads[0].start()
     gone = {"process": 1, "processes": 3, "host": "old", "same": SAME, "seconds": 20}
     _wait_for_server(port)
     with socket.create_connection(("localhost", port)) as first:
         first.sendall(json.dumps(gone).encode() + b"\n")
         time.sleep(0.2)
-    for index in (1, 2):
-        other = attrs.evolve(place, process=index)
-        threads.append(
-            threading.Thread(target=lambda other=other: told.append(roll_call(other, SAME)))
-        )
-        threads[-1].start()
+    for thread in threads[1:]:
+        thread.start()
+        time.sleep(0.2)
     for thread in threads:
         thread.join()
     assert told == [None] * 3

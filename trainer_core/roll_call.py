@@ -92,8 +92,8 @@ def _call(place: Place, own: Card, deadline: float) -> None:
                 break
             if card is None:
                 continue  # somebody else's
-            # One that was started again takes the place of its own that is gone.
-            came = [each for each in came if not (_is_same(each[0], card) and _has_left(each[1]))]
+            # One that is gone may be started again, and comes once more.
+            came = [each for each in came if not _has_left(each[1])]
             wrong = problem or _wrong(card, [own, *(each for each, _ in came)])
             came.append((card, connection))
             # Each gets its answer within its own timeout, though it began to wait earlier.
@@ -168,10 +168,6 @@ def _received(connection: socket.socket, seconds: float) -> Card | None:
         if "problem" in read or read.keys() >= {"process", "processes", "host", "same"}
         else None
     )
-
-
-def _is_same(card: Card, other: Card) -> bool:
-    return bool(card["process"] == other["process"])
 
 
 def _has_left(connection: socket.socket) -> bool:
