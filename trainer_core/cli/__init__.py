@@ -66,6 +66,7 @@ def _must_leave_at_once(code: int) -> bool:
 
 
 def _leave_the_others() -> None:
-    distributed = sys.modules.get("trainer_core.distributed")
-    if distributed is not None:
-        distributed.leave()
+    # A thread that still imports the module has connected to nobody.
+    leave = getattr(sys.modules.get("trainer_core.distributed"), "leave", None)
+    if leave is not None:
+        leave()
