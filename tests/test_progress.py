@@ -39,6 +39,7 @@ METRICS = {
     "learning_rate": 8.114e-4,
     "_first_nonfinite": -1,
     "skipped_steps": 0,
+    "loss_spikes": 0,
     "tokens": 1_277_952,
     "tokens_per_second": 12_345.6,
     "seconds": 103.5,
@@ -116,9 +117,12 @@ def test_metrics_of_plugins_are_shown_and_those_with_an_underscore_are_not() -> 
     assert line == "step 1/2  loss/z 0.5  gradient_noise 3"
 
 
-def test_skipped_steps_are_shown_once_there_are_any() -> None:
-    assert "skipped" not in text_of(step_line(1, 2, {"skipped_steps": 0}))
-    assert "skipped 3" in text_of(step_line(1, 2, {"skipped_steps": 3}))
+@pytest.mark.parametrize(
+    ("metric", "shown"), [("skipped_steps", "skipped"), ("loss_spikes", "spikes")]
+)
+def test_counts_of_bad_steps_are_shown_once_there_are_any(metric: str, shown: str) -> None:
+    assert shown not in text_of(step_line(1, 2, {metric: 0}))
+    assert f"{shown} 3" in text_of(step_line(1, 2, {metric: 3}))
 
 
 def test_time_left_follows_the_pace_of_the_last_minute() -> None:

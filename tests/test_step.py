@@ -279,6 +279,7 @@ def test_metrics_are_scalars_with_the_names_of_the_design() -> None:
         "grad_norm",
         "learning_rate",
         "skipped_steps",
+        "loss_spikes",
     }
 
 

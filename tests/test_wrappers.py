@@ -173,7 +173,7 @@ def test_a_step_with_state_of_its_own_keeps_it_under_other_wrappers(
         state, metrics = parts.step(state, parts.batch(step))
         expected = jax.tree.map(lambda a, p: 0.5 * a + 0.5 * p, expected, host(state.params))
         assert ("param_norm" in metrics) == ("norm" in names)
-    assert set(state.extra) == {"gradient", "average"}
+    assert set(state.extra) == {"gradient", "spikes", "average"}
     # Halves are exact and a sum of two is rounded once, or not at all where it is fused.
     for found, wanted in zip(leaves(state.extra["average"]), leaves(expected), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=3e-7, atol=1e-8)

@@ -95,6 +95,8 @@ def _figures(metrics: Mapping[str, Any], program: Program) -> list[tuple[str, st
         rows.append(("eval loss", quality(metrics["eval_loss"], program)))
     if metrics.get("skipped_steps"):
         rows.append(("skipped", f"{metrics['skipped_steps']:,} steps that were not finite"))
+    if metrics.get("loss_spikes"):
+        rows.append(("spikes", f"{metrics['loss_spikes']:,} losses far above those before them"))
     return rows
 
 

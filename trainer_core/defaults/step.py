@@ -25,7 +25,8 @@ _COUNTERS = ("skipped", "skipped_in_a_row", "first_nonfinite")
 @plugin
 class GradientStep:
     """A step whose loss or gradient is not finite changes nothing but the counters: parameters,
-    buffers, optimizer state and schedule stay as they were.
+    buffers, optimizer state and schedule stay as they were. Losses far above those before them
+    are counted, and applied like any other.
 
     After `max_skipped` in a row nothing is applied any more, so that the state stands as it was
     whenever the host, which reads metrics late, gets to know of it and stops the run.
@@ -105,6 +106,7 @@ def build_step(
     import jax.numpy as jnp
     import optax
 
+    from trainer_core.defaults.spikes import no_spikes, watched
     from trainer_core.types import Step
 
     update = optax.with_extra_args_support(optimizer).update
@@ -123,19 +125,21 @@ def build_step(
         old = (state.params, state.buffers, state.opt_state)
         params, buffers, opt_state = jax.tree.map(functools.partial(_chosen, applied), new, old)
         counted = _counted(counters, applied, first)
+        record = watched(state.extra["spikes"], gradient.loss)
         after = attrs.evolve(
             state,
             step=state.step + 1,
             params=params,
             buffers=buffers,
             opt_state=opt_state,
-            extra=state.extra | {"gradient": counted},
+            extra=state.extra | {"gradient": counted, "spikes": record},
         )
         rate = learning_rate(state.step - counters["skipped"])
-        return after, _metrics(gradient, norm, rate, counted)
+        return after, _metrics(gradient, norm, rate, counted) | {"loss_spikes": record["spikes"]}
 
     def init(params: Params) -> dict[str, Any]:
-        return {"gradient": {name: jnp.zeros((), jnp.int32) for name in _COUNTERS}}
+        counters = {name: jnp.zeros((), jnp.int32) for name in _COUNTERS}
+        return {"gradient": counters, "spikes": no_spikes()}
 
     return Step(apply, init)
 

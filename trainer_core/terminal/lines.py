@@ -22,7 +22,9 @@ _PLACES: dict[str, tuple[str, Callable[[Any], str], str]] = {
     "tokens_per_second": ("", lambda value: f"{figures.short(value):>5}", " tokens/s"),
     "steps_per_second": ("", lambda value: f"{figures.short(value):>5}", " steps/s"),
     "skipped_steps": ("skipped ", str, ""),
+    "loss_spikes": ("spikes ", str, ""),
 }
+_SHOWN_ONCE_THERE_ARE_ANY = {"skipped_steps", "loss_spikes"}
 
 
 def step_line(
@@ -49,7 +51,7 @@ def step_line(
 def fields(metrics: Mapping[str, Any]) -> Iterator[list[Part]]:
     """Yield those metrics that have a place of their own, in its order."""
     for name, (before, show, after) in _PLACES.items():
-        if name in metrics and not (name == "skipped_steps" and not metrics[name]):
+        if name in metrics and (metrics[name] or name not in _SHOWN_ONCE_THERE_ARE_ANY):
             yield [(before, _WORD), show(metrics[name]), (after, _WORD)]
 
 
