@@ -68,14 +68,19 @@ NOT_RUN = {
         (".ci/run", 'bin/trainer" train'),
     ),
     "pip install uv && uv run pytest": ("runs this test", (".ci/run", "uv run pytest")),
-    "uv build --wheel --all-packages": (
-        "builds wheels",
-        (".ci/run", "uv build --quiet --wheel --all-packages"),
+    "uv build --all-packages": (
+        "builds sdists and wheels",
+        (".ci/release", "uv build --quiet --all-packages"),
     ),
     "pip install --find-links dist trainer-nnx-plugin": (
         "installs into an empty environment",
-        (".ci/run", '--find-links "$scratch/dist" trainer-nnx-plugin'),
+        (".ci/release", 'pip install --quiet --python "$venv" "$dist"/*.whl'),
     ),
+    ".ci/release dist": (
+        "builds and installs all distributions",
+        (".ci/run", ".ci/release"),
+    ),
+    ".ci/run": ("runs this test", (".ci/run", "uv run pytest")),
     f"trainer compare linen.toml nnx.toml --steps 6 {HARD}": (
         "starts two processes, and compiles for long",
         (".ci/run", f"--steps 6 {HARD}"),
