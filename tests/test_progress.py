@@ -297,9 +297,9 @@ def test_going_on_with_other_devices_says_so(recipe: Any, tmp_path: Path) -> Non
 
 
 def on_terminal(
-    arguments: list[str], expected: int, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], expected: int, monkeypatch: pytest.MonkeyPatch, columns: int = 100
 ) -> tuple[str, str]:
-    """Run a command on a terminal of 100 columns; return what it wrote, and the same as text."""
+    """Run a command on a terminal; return what it wrote, and the same as text."""
     master, slave = pty.openpty()
     chunks: list[bytes] = []
 
@@ -310,7 +310,7 @@ def on_terminal(
 
     reader = threading.Thread(target=read)
     reader.start()
-    for name, value in (("TERM", "xterm-256color"), ("COLUMNS", "100"), ("LINES", "30")):
+    for name, value in (("TERM", "xterm-256color"), ("COLUMNS", str(columns)), ("LINES", "30")):
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("NO_COLOR", raising=False)
     with monkeypatch.context() as patched, os.fdopen(slave, "w") as stdout:
@@ -342,4 +342,18 @@ def test_terminal_gets_its_cursor_back_after_a_failure(
     monkeypatch.chdir(tmp_path)
     settings = [*PERCEPTRON, "checkpoint.use=none", "data.nan_loss=[0]", "step.max_skipped=1"]
     written, _ = on_terminal(["train", *settings], 1, monkeypatch)
+    assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")
+
+
+def test_hook_calls_pass_above_the_live_view(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = [*PERCEPTRON, "checkpoint.use=none", "run.steps=4", "run.eval_every=2"]
+    written, text = on_terminal(["train", *settings, "--trace-hooks"], 0, monkeypatch, 200)
+    lines = [line for line in re.split(r"[\r\n]+", text) if "hook " in line]
+    # Each stands on a line of its own: nothing of the view before it or after it.
+    pattern = r"hook \w+( \w+)? +[\d.]+ ms  .*[\d.]+(: None)?"
+    assert len(lines) > 20
+    assert not [line for line in lines if not re.fullmatch(pattern, line.rstrip())]
     assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")

@@ -11,10 +11,9 @@ import jax
 
 from trainer_core.axes import AxisRules
 from trainer_core.config import Config
-from trainer_core.defaults.evaluate import HeldOutLoss
 from trainer_core.directory import recorded
 from trainer_core.distributed import check_devices, connect, tell
-from trainer_core.group import Group, Whereabouts
+from trainer_core.group import Group
 from trainer_core.hooks import Hooks, register
 from trainer_core.mesh import make_mesh
 from trainer_core.run import Run, StopRequest
@@ -73,7 +72,7 @@ def _assembled(
         stopping=stopping,
         devices_before=recorded(config.directory, "devices") or "",
     )
-    return run, register(config, {"evaluate": HeldOutLoss(), "whereabouts": Whereabouts()})
+    return run, register(config)
 
 
 def _use_compile_cache() -> None:

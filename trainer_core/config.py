@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -16,6 +16,9 @@ from trainer_core.registry import PLUGINS, SLOTS, Candidate, Slot
 from trainer_core.run import DistributedSettings, RunSettings
 from trainer_core.settings import setting_fields, shown, structure, values_of
 from trainer_core.suggest import did_you_mean, in_tables
+
+if TYPE_CHECKING:
+    from trainer_core.hook_trace import HookCall
 
 CORE_TABLES: dict[str, type[Any]] = {"run": RunSettings, "distributed": DistributedSettings}
 
@@ -41,6 +44,7 @@ class Config:
         origins: dotted key to where its value came from: `recipe.toml:12`, `default`.
         notices: what the person should know, though nothing is wrong.
         folders: where import paths were looked for, besides the installed packages.
+        trace: is told of each hook call; no setting of the run, and written nowhere.
     """
 
     run: RunSettings
@@ -50,6 +54,7 @@ class Config:
     origins: Mapping[str, str]
     notices: tuple[str, ...] = ()
     folders: tuple[Path, ...] = ()
+    trace: Callable[[HookCall], None] | None = None
 
     @property
     def directory(self) -> Path:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import attrs
@@ -11,7 +12,10 @@ import pluggy
 
 from trainer_core import hookspecs
 from trainer_core.config import Config
+from trainer_core.defaults.evaluate import HeldOutLoss
 from trainer_core.errors import UserError
+from trainer_core.group import Whereabouts
+from trainer_core.hook_trace import trace
 from trainer_core.plugin import hookimpl
 
 if TYPE_CHECKING:
@@ -73,12 +77,20 @@ class Hooks(Protocol):
     def close(self, *, run: Run, error: BaseException | None) -> list[None]: ...
 
 
-def register(config: Config, core: Mapping[str, object]) -> Hooks:
-    """Return the hooks of a run: the core's own plugins, and those that its config chose.
+def register(config: Config) -> Hooks:
+    """Return the hooks of a run, as the loop calls them; see `plugin_manager`."""
+    manager = plugin_manager(config)
+    if config.trace is not None:
+        trace(manager, config.trace)
+    manager.add_hookcall_monitoring(lambda *_: None, _blame)
+    return cast(Hooks, _Calls(manager))
+
+
+def plugin_manager(config: Config) -> pluggy.PluginManager:
+    """Return the plugins of a run: the core's own observers, which answer last, and those chosen.
 
     Args:
         config: the resolved config.
-        core: the core's observers, by name; they answer last.
 
     Raises:
         UserError: a plugin that pluggy refuses (a misspelled hook or argument), or two that
@@ -88,8 +100,8 @@ def register(config: Config, core: Mapping[str, object]) -> Hooks:
     manager.add_hookspecs(hookspecs.TrainerSpec)
     seams: list[Any] = [_StepSeam()]
     manager.register(seams[0], "core.step-seam")
-    for name, observer in core.items():
-        manager.register(observer, f"core.{name}")
+    manager.register(HeldOutLoss(), "core.evaluate")
+    manager.register(Whereabouts(), "core.whereabouts")
     for table, chosen in config.chosen.items():
         name, origin = chosen.candidate.name, chosen.candidate.origin
         label = f"[{table}] {name}" + (f" ({origin})" if origin != name else "")
@@ -103,8 +115,7 @@ def register(config: Config, core: Mapping[str, object]) -> Hooks:
             seams.append(_OuterStepSeam(seams[-1]))
             manager.register(seams[-1], f"core.step-seam.{table}")
     _check_one_answer(manager)
-    manager.add_hookcall_monitoring(lambda *_: None, _blame)
-    return cast(Hooks, _Calls(manager))
+    return manager
 
 
 class _Calls:
@@ -207,7 +218,10 @@ def _blame(outcome: Any, hook_name: str, hook_impls: Any, kwargs: Any) -> None:
     """Note on an exception which plugin's hook raised it."""
     if outcome.exception is None:
         return
-    owners = {getattr(impl.function, "__code__", None): impl.plugin_name for impl in hook_impls}
+    owners = {
+        getattr(inspect.unwrap(impl.function), "__code__", None): impl.plugin_name
+        for impl in hook_impls
+    }
     trace, culprit = outcome.exception.__traceback__, None
     while trace is not None:
         # The deepest: an exception also passes through the wrappers around the one that raised.

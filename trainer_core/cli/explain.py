@@ -35,6 +35,7 @@ class Topic:
 
 TOPICS = {
     "config": Topic("explain_config", "every key: its value, where that came from, what it means"),
+    "hooks": Topic("explain_hooks", "each hook: who is called, in which order, from which package"),
     "optimizer": Topic("explain_optimizer", "each parameter: by which rule it is updated"),
     "sharding": Topic(
         "explain_sharding", "each array: over which devices it is spread", plots=True
@@ -56,6 +57,7 @@ def configure(parser: Parser) -> None:
         ("trainer explain config", "every key that can be set, with its default"),
         ("trainer explain config recipe.toml", "what a recipe comes to"),
         ("trainer explain config optimizer.use=sgd", "the keys of another plugin"),
+        ("trainer explain hooks recipe.toml", "which plugins answer and wrap what"),
         ("trainer explain optimizer optimizer.use=muon", "which parameters are orthogonalised"),
         ("trainer explain sharding shard.mesh={fsdp=4}", "what each of four devices would hold"),
     ]

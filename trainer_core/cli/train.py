@@ -6,6 +6,8 @@ import contextlib
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
+import attrs
+
 from trainer_core.cli.settings import add_settings, split
 from trainer_core.terminal.output import say
 from trainer_core.terminal.page import Page
@@ -32,6 +34,11 @@ def configure(parser: Parser) -> None:
         "--json",
         action="store_true",
         help="print one JSON object a line: each reported step, then how it ended",
+    )
+    parser.add_argument(
+        "--trace-hooks",
+        action="store_true",
+        help="print each hook call: how long it took, and each plugin's part in that, in ms",
     )
     parser.examples = [
         ("trainer train", "the tiny preset, on Python's own standard library"),
@@ -64,12 +71,16 @@ def _train(arguments: Namespace, style: str, context: Context) -> tuple[Config, 
     from trainer_core.defaults.progress import Progress
     from trainer_core.loop import train
     from trainer_core.signals import interruptible
+    from trainer_core.terminal import hook_lines
 
     recipe, overrides = split(arguments.settings)
     if style:
         overrides.append(f"plugins.progress.style={style}")
     # Python wraps what a signal raises while a class is made: an import is not cut off, but left.
     config = interruptible(lambda: load_config(recipe, overrides))
+    if arguments.trace_hooks:
+        show = hook_lines.show_call_as_json if style == "json" else hook_lines.show_call
+        config = attrs.evolve(config, trace=show)
     context.directory = config.directory
     progress = config.chosen.get("plugins.progress")
     shown = progress.plugin if progress and isinstance(progress.plugin, Progress) else None

@@ -1,0 +1,125 @@
+"""`trainer explain hooks`: for each hook, who is called, in which order, and whence that comes."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from trainer_core.terminal.output import say
+from trainer_core.terminal.page import Page
+
+if TYPE_CHECKING:
+    from trainer_core.config import Config
+
+
+@attrs.frozen
+class Called:
+    """Who is called for a hook.
+
+    Attributes:
+        plugin: `[optimizer] adamw`, or what of the core.
+        role: "wrapper" of those that come after it, or "answer".
+        distribution: the package that it comes from; None for code that the config names.
+        version: of that package.
+        target: where the class is: `package.module:Class`.
+    """
+
+    plugin: str
+    role: str
+    distribution: str | None
+    version: str
+    target: str
+
+    @property
+    def origin(self) -> str:
+        return f"{self.distribution} {self.version}" if self.distribution else self.target
+
+
+def explain(config: Config, as_json: bool) -> None:
+    """Print the hooks in the order of a run; nothing is built, and jax is not imported.
+
+    Args:
+        config: a resolved one.
+        as_json: print one JSON object.
+    """
+    from trainer_core.hookspecs import TrainerSpec
+
+    called = by_hook(config)
+    specs = {name: getattr(TrainerSpec, name) for name in called}
+    if as_json:
+        say(json.dumps({"hooks": [_as_json(*each, specs) for each in called.items()]}, indent=2))
+        return
+    page = Page()
+    rows = []
+    for hook, found in called.items():
+        kind = "one" if _has_one_answer(specs[hook]) else "every"
+        for index, each in enumerate(found):
+            first = (hook, kind) if index == 0 else ("", "")
+            wraps = "around" if each.role == "wrapper" else ""
+            rows.append((*first, str(index + 1), each.plugin, wraps, each.origin))
+        if not found:
+            rows.append((hook, kind, "", "nobody", "", ""))
+    page.table(("hook", "answers", "", "called, in this order", "", "from"), rows)
+    page.line()
+    page.rows(
+        [
+            ("one", "the slot's own implementation answers; around it: plugins that wrap it"),
+            ("every", "each plugin of the run may answer"),
+            ("trainer train --trace-hooks", "prints each call of a run, with its time"),
+        ]
+    )
+
+
+def by_hook(config: Config) -> dict[str, list[Called]]:
+    """Return who is called for each hook, by hook, both in the order of a run.
+
+    Raises:
+        UserError: plugins that do not fit the hooks, or each other.
+    """
+    from trainer_core.hooks import plugin_manager
+    from trainer_core.hookspecs import TrainerSpec
+
+    manager = plugin_manager(config)
+    return {
+        name: list(_called(config, getattr(manager.hook, name)))
+        for name, spec in vars(TrainerSpec).items()
+        if hasattr(spec, "trainer_spec")
+    }
+
+
+def _called(config: Config, caller: Any) -> Iterator[Called]:
+    from trainer_core.hook_trace import is_seam
+    from trainer_core.terminal.hook_lines import short_name
+
+    chosen = {id(each.plugin): each.candidate for each in config.chosen.values()}
+    for impl in reversed(caller.get_hookimpls()):
+        if is_seam(impl):
+            continue
+        role = "wrapper" if impl.wrapper else "answer"
+        candidate = chosen.get(id(impl.plugin))
+        if candidate is not None:
+            package, number = candidate.distribution, candidate.version
+            name, target = short_name(impl.plugin_name), candidate.target
+        else:
+            package, number = "trainer-core", version("trainer-core")
+            name, cls = impl.plugin_name, type(impl.plugin)
+            target = f"{cls.__module__}:{cls.__qualname__}"
+        yield Called(name, role, package, number, target)
+
+
+def _as_json(hook: str, called: list[Called], specs: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "hook": hook,
+        "answers": "one" if _has_one_answer(specs[hook]) else "every",
+        "arguments": list(inspect.signature(specs[hook]).parameters)[1:],
+        "called": [attrs.asdict(each) for each in called],
+    }
+
+
+def _has_one_answer(spec: Any) -> bool:
+    return bool(spec.trainer_spec["firstresult"])
