@@ -11,10 +11,12 @@ import pytest
 from command import trainer
 from programs import recipe
 
+from trainer_core.cli.failures import Context, crashed
 from trainer_core.config import load_config
 from trainer_core.directory import check_directory, differences, versions
 from trainer_core.errors import UserError
 from trainer_core.loop import fit
+from trainer_core.stacks import write_stacks
 
 
 @pytest.fixture
@@ -131,3 +133,23 @@ def test_a_model_beside_its_recipe_is_found_from_any_folder(tmp_path: Path) -> N
     measured = trainer("evaluate", str(tmp_path / "runs" / "mine"), folder=Path("/"))
     assert measured.returncode == 0, measured.stderr
     assert "eval loss" in measured.stdout
+
+
+def test_nothing_is_written_through_a_link_in_a_run_directory(tmp_path: Path) -> None:
+    """Somebody else's may hold links to any file of mine."""
+    run, mine = tmp_path / "run", tmp_path / "mine"
+    run.mkdir()
+    mine.write_text("of mine")
+    names = ["config.toml.new", "metrics.jsonl", "metrics.jsonl.new", "stacks-0.txt", "error.log"]
+    for name in names:
+        (run / name).symlink_to(mine)
+    fit(recipe(run={"directory": str(run), "steps": 1}))
+    assert write_stacks(run, 0) is not None
+    crashed(RuntimeError("no fuel"), Context(run))
+    assert mine.read_text() == "of mine"
+    assert not any((run / name).is_symlink() for name in names)
+    (run / ".lock").unlink()
+    (run / ".lock").symlink_to(mine)
+    with pytest.raises(UserError, match=r"\.lock cannot be written"):
+        fit(recipe(run={"directory": str(run), "steps": 2}))
+    assert mine.read_text() == "of mine"

@@ -18,6 +18,7 @@ import tomli_w
 
 from trainer_core.config import Config
 from trainer_core.errors import UserError
+from trainer_core.files import replace
 from trainer_core.recipe import flatten
 from trainer_core.settings import setting_fields, shown
 
@@ -91,11 +92,11 @@ def _write(config: Config, program: Program, lock: RunLock) -> None:
             )
         # Not where the processes were: a later command would wait for them.
         table = {name: values for name, values in config.table.items() if name != "distributed"}
-        _replace(run.directory / "config.toml", tomli_w.dumps(table))
+        replace(run.directory / "config.toml", tomli_w.dumps(table))
         made_of = versions(config) | {"devices": run.devices}
-        _replace(run.directory / "versions.json", json.dumps(made_of, indent=2) + "\n")
+        replace(run.directory / "versions.json", json.dumps(made_of, indent=2) + "\n")
         optimizer = json.dumps(program.optimizer_record, indent=2)
-        _replace(run.directory / OPTIMIZER, optimizer + "\n")
+        replace(run.directory / OPTIMIZER, optimizer + "\n")
     except OSError as error:
         raise _unwritable(config, str(error)) from error
 
@@ -220,12 +221,6 @@ def _only_watches(plugin: Any) -> bool:
 
 def _shown(table: Mapping[str, Any], key: str) -> str:
     return shown(table[key]) if key in table else "(not set)"
-
-
-def _replace(path: Path, text: str) -> None:
-    beside = path.with_name(f"{path.name}.new")
-    beside.write_text(text)
-    os.replace(beside, path)
 
 
 def _version(distribution: str) -> str | None:

@@ -45,7 +45,11 @@ class RunLock:
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
-            self._held.discard(Path(self._file.name))
+            self._held.discard(self._path)
+
+    @property
+    def _path(self) -> Path:
+        return self._directory.resolve() / LOCK
 
     def take(self) -> None:
         """Take the lock of a directory that exists, if this run does not have it.
@@ -60,12 +64,14 @@ class RunLock:
     def _locked(self) -> TextIO:
         import fcntl
 
-        path = self._directory.resolve() / LOCK
+        path = self._path
         own = {"process": os.getpid(), "host": platform.node()}
         if path in self._held:
             raise self._refused(own)
         try:
-            file = path.open("a+")
+            # "a+", but through no link: the directory may come from somebody else.
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+            file = os.fdopen(os.open(path, flags, 0o666), "a+")
         except OSError as error:
             raise UserError(
                 f"{path} cannot be written: {error.strerror}; make the run directory one that you "

@@ -5,6 +5,8 @@ from __future__ import annotations
 import faulthandler
 from pathlib import Path
 
+from trainer_core.files import opened_anew
+
 
 def stacks(directory: Path, process: int) -> Path:
     """Return where a process writes what its threads were doing when it ended hard."""
@@ -16,7 +18,7 @@ def write_stacks(directory: Path, process: int) -> Path | None:
     path = stacks(directory, process)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as file:
+        with opened_anew(path) as file:
             faulthandler.dump_traceback(file, all_threads=True)
     except OSError:
         return None

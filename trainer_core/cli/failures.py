@@ -10,6 +10,7 @@ from pathlib import Path
 import attrs
 
 from trainer_core.errors import TrainerError
+from trainer_core.files import opened_anew
 from trainer_core.imports import is_own
 from trainer_core.terminal.errors import say_error
 
@@ -83,7 +84,8 @@ def _write_down(error: Exception, directory: Path | None) -> Path | None:
     process = distributed.place() if distributed is not None else 0
     path = directory / (f"error-{process}.log" if process else "error.log")
     try:
-        path.write_text("".join(traceback.format_exception(error)))
+        with opened_anew(path) as file:
+            file.write("".join(traceback.format_exception(error)))
     except OSError:
         return None
     return path

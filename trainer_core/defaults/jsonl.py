@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import attrs
 
 from trainer_core.errors import UserError
+from trainer_core.files import replace
 from trainer_core.plugin import hookimpl, plugin
 
 if TYPE_CHECKING:
@@ -31,10 +31,7 @@ class JsonLines:
             return
         path = run.directory / "metrics.jsonl"
         kept = _lines_up_to(path.read_text().splitlines(), step) if path.exists() else []
-        # Written beside and renamed, so that being killed here loses no line.
-        beside = path.with_suffix(".jsonl.new")
-        beside.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(beside, path)
+        replace(path, "".join(f"{line}\n" for line in kept))
         self.file = path.open("a")
 
     @hookimpl

@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 
 from trainer_checkpoint import tree
 from trainer_checkpoint.digest import checks
+from trainer_checkpoint.inside import check_inside
 from trainer_checkpoint.meta import FORMAT, DamagedError, unseal
 from trainer_checkpoint.mismatch import check_same
 from trainer_checkpoint.quiet import quiet_reading
@@ -88,6 +89,7 @@ def read_meta(path: Path, step: int | None) -> dict[str, Any]:
         DamagedError: it cannot be trusted.
         UserError: a newer version of this plugin wrote it.
     """
+    check_inside(path, [path / part for part in (STATE, META, DATA)])
     meta = unseal(path / META / META_FILE)
     if meta["format"] > FORMAT:
         raise UserError(

@@ -12,12 +12,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from numpy.typing import NDArray
 
+from trainer_checkpoint.inside import TREE, check_inside
 from trainer_checkpoint.meta import DamagedError, unseal
 from trainer_checkpoint.quiet import quiet_reading
-from trainer_checkpoint.steps import META, META_FILE, STATE, steps
+from trainer_checkpoint.steps import DATA, META, META_FILE, STATE, steps
 from trainer_core.errors import UserError
 
-_TREE = "_METADATA"  # Orbax's own description of a folder of arrays
 _MARK = "_CHECKPOINT_METADATA"  # in the folder of a checkpoint, beside its parts
 _WHOLE = (STATE, "default", "items")  # the names under which a whole tree is kept
 
@@ -69,11 +69,12 @@ def look(path: Path) -> Stored:
         what = "holds no checkpoint that Orbax wrote" if path.exists() else "does not exist"
         raise UserError(f"{path} {what}; give a run, a folder of checkpoints, or one step of them")
     meta = None
-    if (folder / META / META_FILE).is_file():
-        try:
+    try:
+        check_inside(folder, [*items.values(), folder / META, folder / DATA])
+        if (folder / META / META_FILE).is_file():
             meta = unseal(folder / META / META_FILE)
-        except DamagedError as error:
-            raise UserError(f"{folder} is damaged: {error}") from error
+    except DamagedError as error:
+        raise UserError(f"{folder} is damaged: {error}") from error
     described = {key: _description(arrays) for key, arrays in items.items()}
     found = {"/".join(keys): _leaf(value) for keys, value in _flat(_whole(described))}
     return Stored(folder, items, found, meta)
@@ -128,11 +129,11 @@ def _step_folder(path: Path) -> Path:
 
 def _items(folder: Path) -> dict[str, Path]:
     for whole in (folder, *(folder / name for name in _WHOLE)):
-        if (whole / _TREE).is_file():
+        if (whole / TREE).is_file():
             return {"": whole}
     # A CheckpointManager may keep parts under names of their own: `params`, `opt_state`. What has
     # a mark of its own is no part, but a checkpoint beside others.
-    trees = [each.parent for each in sorted(folder.glob(f"*/{_TREE}"))]
+    trees = [each.parent for each in sorted(folder.glob(f"*/{TREE}"))]
     return {each.name: each for each in trees if not (each / _MARK).exists()}
 
 

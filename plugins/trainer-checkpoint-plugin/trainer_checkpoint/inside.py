@@ -1,0 +1,59 @@
+"""A checkpoint may come from somebody else: what leads out of its folder is not followed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from trainer_checkpoint.meta import DamagedError
+
+TREE = "_METADATA"  # Orbax's own description of a folder of arrays
+
+
+def check_inside(folder: Path, parts: Iterable[Path]) -> None:
+    """Refuse links, and names of arrays, that lead out of a checkpoint.
+
+    The folder itself may be a link, as may be those above it: a person put it there.
+
+    Args:
+        folder: of the checkpoint.
+        parts: its folders that are read.
+
+    Raises:
+        DamagedError: with the first that does.
+    """
+    root = folder.resolve()
+    for part in parts:
+        for path in _entries(part):
+            if path.is_symlink() and not path.resolve().is_relative_to(root):
+                raise DamagedError(
+                    f"{path.relative_to(folder)} is a link that leads out of it, "
+                    f"to {os.readlink(path)}"
+                )
+        for name in _array_names(part / TREE):
+            # Where Orbax keeps each array in a folder of its own, that is called so.
+            if not Path(os.path.normpath(root / name)).is_relative_to(root):
+                raise DamagedError(
+                    f"{(part / TREE).relative_to(folder)} names an array {name!r}, which leads "
+                    f"out of it"
+                )
+
+
+def _entries(part: Path) -> Iterator[Path]:
+    yield part
+    for parent, folders, files in os.walk(part):  # follows no link
+        for name in (*folders, *files):
+            yield Path(parent, name)
+
+
+def _array_names(description: Path) -> Iterator[str]:
+    try:
+        entries = json.loads(description.read_text(encoding="utf-8"))["tree_metadata"].values()
+        keys = [[str(each["key"]) for each in entry["key_metadata"]] for entry in entries]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # it is none: whoever reads it next says so
+    for each in keys:
+        yield ".".join(each)
+        yield "/".join(each)
