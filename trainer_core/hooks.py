@@ -13,6 +13,7 @@ import pluggy
 from trainer_core import hookspecs
 from trainer_core.config import Config
 from trainer_core.defaults.evaluate import HeldOutLoss
+from trainer_core.deprecations import naming_plugins
 from trainer_core.errors import UserError
 from trainer_core.group import Whereabouts
 from trainer_core.hook_trace import trace
@@ -106,7 +107,8 @@ def plugin_manager(config: Config) -> pluggy.PluginManager:
         name, origin = chosen.candidate.name, chosen.candidate.origin
         label = f"[{table}] {name}" + (f" ({origin})" if origin != name else "")
         try:
-            manager.register(chosen.plugin, label)
+            with naming_plugins(manager):
+                manager.register(chosen.plugin, label)
             manager.check_pending()
         except (ValueError, pluggy.PluginValidationError) as error:
             reason = str(error).replace("\n", " ")

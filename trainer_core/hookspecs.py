@@ -8,6 +8,8 @@ An implementation names only the arguments that it wants, so that a new argument
 The hooks marked *one* are answered by the plugin that the config names for their slot, and by
 nobody else; any plugin may wrap them (`@hookimpl(wrapper=True)`). The others are answered by
 every plugin of the run, the last named first.
+
+How the list may change, `docs/hooks.md` says: what is to go is marked by a `HookDeprecation` first.
 """
 
 from __future__ import annotations
@@ -36,8 +38,6 @@ if TYPE_CHECKING:
         StepFn,
         TrainState,
     )
-
-VERSION = 1
 
 
 class TrainerSpec:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
+from typing import TextIO
+
+from trainer_core.deprecations import PluginDeprecation
 
 
 def say_error(text: str) -> None:
@@ -12,10 +16,29 @@ def say_error(text: str) -> None:
 
 
 def show_warnings() -> None:
-    """Print what is logged under `trainer_core`, by plugins too, as `warning: ...` on stderr."""
+    """Print what is logged under `trainer_core`, by plugins too, as `warning: ...` on stderr.
+
+    And in the same style that a plugin uses what is to go.
+    """
     logger = logging.getLogger("trainer_core")
     logger.addHandler(_Warnings(logging.WARNING))
     logger.propagate = False  # other handlers have a style of their own
+    as_python_does = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, PluginDeprecation):
+            _say("warning: ", "bold yellow", f"{message} ({filename}:{lineno})")
+        else:
+            as_python_does(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
 
 
 class _Warnings(logging.Handler):
