@@ -369,8 +369,8 @@ class Mine:
         pass
 """
     message = refused(written(source, plugins={"mine": {"use": "mine:Mine"}}))
-    assert message.startswith("[plugins.mine] mine:Mine is no plugin of this trainer: ")
-    assert "stepp" in message
+    assert message.startswith('[plugins.mine] use = "mine:Mine" (')
+    assert "the hook report of mine:Mine takes 'stepp' (did you mean 'step'?)" in message
 
 
 def test_a_hook_that_is_not_there_is_refused_by_name(written: Any) -> None:

@@ -12,6 +12,9 @@ import attrs
 from trainer_core import recipe as recipes
 from trainer_core import registry
 from trainer_core.errors import SettingError, UserError
+from trainer_core.hook_checks import check_hooks
+from trainer_core.installed import core_alone
+from trainer_core.made_with import made_with
 from trainer_core.registry import PLUGINS, SLOTS, Candidate, Slot
 from trainer_core.run import DistributedSettings, RunSettings
 from trainer_core.settings import setting_fields, shown, structure, values_of
@@ -172,10 +175,19 @@ class _Resolver:
             where = f"[{table}] use = {shown(use)} ({place})"
             if not isinstance(use, str):
                 raise UserError(f"{where}: expected the name of a plugin, a string")
-            found[table] = registry.find(slot, use, where)
+            try:
+                found[table] = registry.find(slot, use, where)
+            except UserError as error:
+                before = "" if core_alone() else made_with(self._directory(), table, use)
+                raise UserError(f"{error}{before}") from error
             self.classes[table] = registry.load(found[table], where)
-            check_hooks(self.classes[table], found[table], where)
+            self.notices += check_hooks(self.classes[table], found[table], where)
         return found
+
+    def _directory(self) -> Path:
+        """Where the run is, as far as that is known before its settings are checked."""
+        name = self._get("run.name", "default")
+        return Path(str(self._get("run.directory", None) or Path("runs") / str(name)))
 
     def _settings(self, table: str, candidate: Candidate | None = None) -> Any:
         given = self._get(table, {})
@@ -273,22 +285,3 @@ class _Resolver:
     def _place(self, dotted: str) -> str:
         index = self._index(dotted)
         return self.layers[index].place(dotted) if index >= 0 else "default"
-
-
-def check_hooks(cls: type[Any], candidate: Candidate, where: str) -> None:
-    """Refuse a class that answers none of its slot's hooks: pluggy would let it do nothing.
-
-    Raises:
-        UserError: the hooks that are missing.
-    """
-    answered = [name for name in dir(cls) if hasattr(getattr(cls, name, None), "trainer_impl")]
-    missing = [hook for hook in candidate.slot.hooks if hook not in answered]
-    if missing:
-        raise UserError(
-            f"{where}: {candidate.target} answers no {' and no '.join(missing)}; "
-            f"a plugin for [{candidate.slot.name}] defines it with @trainer_core.hookimpl"
-        )
-    if not answered:
-        raise UserError(
-            f"{where}: {candidate.target} answers no hook; mark one with @trainer_core.hookimpl"
-        )

@@ -19,6 +19,7 @@ import tomli_w
 from trainer_core.config import Config
 from trainer_core.errors import UserError
 from trainer_core.files import replace
+from trainer_core.hook_checks import implementations
 from trainer_core.recipe import flatten
 from trainer_core.settings import setting_fields, shown
 
@@ -213,10 +214,7 @@ def _may_change(config: Config, key: str) -> bool:
 
 
 def _only_watches(plugin: Any) -> bool:
-    hooks = {
-        name for name in dir(type(plugin)) if hasattr(getattr(type(plugin), name), "trainer_impl")
-    }
-    return hooks <= _WATCHING
+    return {each.hook for each in implementations(type(plugin))} <= _WATCHING
 
 
 def _shown(table: Mapping[str, Any], key: str) -> str:

@@ -16,7 +16,7 @@ from trainer_core.defaults.evaluate import HeldOutLoss
 from trainer_core.deprecations import naming_plugins
 from trainer_core.errors import UserError
 from trainer_core.group import Whereabouts
-from trainer_core.hook_trace import trace
+from trainer_core.hook_trace import is_seam, trace
 from trainer_core.plugin import hookimpl
 
 if TYPE_CHECKING:
@@ -136,12 +136,24 @@ class _Calls:
         def answered(**arguments: Any) -> Any:
             answer = call(**arguments)
             if answer is None:
-                asked = [each.plugin_name for each in _impls(self._manager, name)]
-                own = [each for each in asked if not each.startswith("core.")]
-                raise UserError(f"the hook {name} of {' and '.join(own)} returned None")
+                asked = [each for each in _impls(self._manager, name) if not is_seam(each)]
+                named = " and ".join(each.plugin_name for each in reversed(asked))
+                hint = "; does each wrapper return it?" if any(i.wrapper for i in asked) else ""
+                raise UserError(f"the hook {name} of {named} returned None{hint}")
             return answer
 
         return answered
+
+    def evaluate(self, **arguments: Any) -> list[Metrics]:
+        answers = self._manager.hook.evaluate(**arguments)
+        if not isinstance(answers, list):
+            wrappers = [each for each in _impls(self._manager, "evaluate") if each.wrapper]
+            named = " and ".join(each.plugin_name for each in wrappers)
+            raise UserError(
+                f"the hook evaluate, wrapped by {named}, returned {answers!r}; a wrapper returns "
+                f"the list of all answers"
+            )
+        return answers
 
     def close(self, *, run: Run, error: BaseException | None) -> list[None]:
         failures: list[Exception] = []

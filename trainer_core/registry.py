@@ -6,15 +6,14 @@ no one names cannot stop a run.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import attrs
 
 from trainer_core.errors import UserError
 from trainer_core.imports import load_object
+from trainer_core.installed import left_out, normal, registered
 from trainer_core.suggest import did_you_mean
 
 
@@ -79,13 +78,11 @@ class Candidate:
 
 def candidates(slot: Slot) -> list[Candidate]:
     """Return what the installed packages offer for a slot, by name; reads metadata only."""
-    found: dict[tuple[str, str], Candidate] = {}
-    for entry in entry_points(group=slot.group):
-        candidate = _candidate(slot, entry)
-        # An editable install beside a wheel lists one distribution twice: the first on the path
-        # is the one that Python imports.
-        found.setdefault((_normal(candidate.distribution or ""), entry.name), candidate)
-    return sorted(found.values(), key=lambda each: (each.name, each.distribution or ""))
+    found = [
+        Candidate(slot, each.name, each.target, each.package.name, each.package.version)
+        for each in registered(slot.group)
+    ]
+    return sorted(found, key=lambda each: (each.name, each.distribution or ""))
 
 
 def find(slot: Slot, use: str, where: str) -> Candidate:
@@ -103,7 +100,7 @@ def find(slot: Slot, use: str, where: str) -> Candidate:
     if ":" in use:
         distribution, _, name = use.partition(":")
         for candidate in offered:
-            same = _normal(candidate.distribution or "") == _normal(distribution)
+            same = normal(candidate.distribution or "") == normal(distribution)
             if candidate.name == name and same:
                 return candidate
         return Candidate(slot, use, use)
@@ -115,6 +112,12 @@ def find(slot: Slot, use: str, where: str) -> Candidate:
         raise UserError(
             f"{where}: {use!r} is offered by {_listed(match.origin for match in matches)}; "
             f"say which: {choices}"
+        )
+    unused = left_out(slot.group, use)
+    if unused:
+        raise UserError(
+            f"{where}: {use!r} comes with {_listed(str(each.package) for each in unused)}, which "
+            f"--no-plugins leaves out{_alternative(slot, offered)}, or give package.module:Class"
         )
     provider = PROVIDERS.get((slot.name, use))
     if provider:
@@ -156,16 +159,6 @@ def load(candidate: Candidate, where: str) -> type[Any]:
             f"decorated with @trainer_core.plugin"
         )
     return cls
-
-
-def _candidate(slot: Slot, entry: EntryPoint) -> Candidate:
-    dist = entry.dist
-    name, version = (dist.name, dist.version) if dist is not None else ("?", "")
-    return Candidate(slot, entry.name, entry.value, name, version)
-
-
-def _normal(distribution: str) -> str:
-    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def _listed(items: Iterable[str]) -> str:

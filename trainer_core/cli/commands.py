@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import entry_points
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from trainer_core.cli.parsing import Help, Parser, print_help
 from trainer_core.errors import UserError
+from trainer_core.installed import Entry, left_out, registered, without_plugins
 from trainer_core.suggest import did_you_mean
 from trainer_core.terminal.page import Page
 
@@ -32,6 +32,7 @@ class Command:
     summary: str
 
 
+ALONE = "--no-plugins"
 GROUP = "trainer.commands"  # entry points: the commands that packages add
 COMMANDS = {
     "train": Command("trainer_core.cli.train", "train, or go on where a run was left"),
@@ -51,18 +52,23 @@ COMMANDS = {
 }
 
 
-def modules() -> dict[str, str]:
-    """Return where each command is: the core's, and those that installed packages add.
+def added() -> dict[str, list[Entry]]:
+    """Return the commands that installed packages add, by name; only metadata is read.
 
-    None replaces another; only metadata is read.
+    None replaces one of the core's. Of several with one name, none is called.
     """
-    added = {entry.name: entry.value for entry in entry_points(group=GROUP)}
-    own = {name: command.module for name, command in COMMANDS.items()}
-    return own | {name: added[name] for name in sorted(added) if name not in own}
+    found: dict[str, list[Entry]] = {}
+    for entry in sorted(registered(GROUP), key=lambda each: each.name):
+        if entry.name not in COMMANDS:
+            found.setdefault(entry.name, []).append(entry)
+    return found
 
 
 def run(arguments: list[str], context: Context) -> int:
     """Run the command that the first argument names."""
+    if arguments[:1] == [ALONE]:
+        with without_plugins():
+            return run(arguments[1:], context)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print_help(_overview())
         return 0
@@ -72,14 +78,8 @@ def run(arguments: list[str], context: Context) -> int:
 
         Page().line(f"trainer-core {version('trainer-core')}")
         return 0
-    known = modules() if name not in COMMANDS else {name: COMMANDS[name].module}
-    if name not in known:
-        raise UserError(
-            f"there is no command {name!r}{did_you_mean(name, known)}; "
-            f"there are: {', '.join(known)}; `trainer --help` says what they do"
-        )
-    module = importlib.import_module(known[name])
-    parser = Parser(f"trainer {name}", _summary(name, known[name]))
+    module, summary = _own(name) if name in COMMANDS else _foreign(name)
+    parser = Parser(f"trainer {name}", summary)
     module.configure(parser)
     parsed = parser.parse(rest)
     if parsed is None:
@@ -89,13 +89,57 @@ def run(arguments: list[str], context: Context) -> int:
     return code
 
 
-def _summary(name: str, module: str) -> str:
-    if name in COMMANDS:
-        return COMMANDS[name].summary
+def _own(name: str) -> tuple[Any, str]:
+    command = COMMANDS[name]
+    return importlib.import_module(command.module), command.summary
+
+
+def _foreign(name: str) -> tuple[Any, str]:
+    """The module of a command that a package adds, and what it does."""
+    known = added()
+    if name not in known:
+        unused = left_out(GROUP, name)
+        if unused:
+            raise UserError(
+                f"the command {name!r} comes with {unused[0].package}, which {ALONE} leaves out"
+            )
+        names = [*COMMANDS, *known]
+        raise UserError(
+            f"there is no command {name!r}{did_you_mean(name, names)}; "
+            f"there are: {', '.join(names)}; `trainer --help` says what they do"
+        )
+    offered = known[name]
+    if len(offered) > 1:
+        packages = " and ".join(str(each.package) for each in offered)
+        raise UserError(f"the command {name!r} is offered by {packages}; uninstall one of them")
+    module = load_command(offered[0])
+    return module, str(module.SUMMARY)
+
+
+def load_command(entry: Entry) -> Any:
+    """Import the module of a command that a package adds.
+
+    Raises:
+        UserError: with the package, its version and the cause.
+    """
+    what = f"the command {entry.name!r} of {entry.package} cannot be loaded from {entry.target}"
     try:
-        return str(importlib.import_module(module).SUMMARY)
-    except Exception as error:  # one broken package does not take the help away
-        return f"(cannot be loaded: {type(error).__name__}: {error})"
+        module = importlib.import_module(entry.target)
+    except (Exception, SystemExit) as error:  # one broken package takes no other command away
+        raise UserError(f"{what}: {type(error).__name__}: {error}") from error
+    missing = [each for each in ("SUMMARY", "configure", "run") if not hasattr(module, each)]
+    if missing:
+        raise UserError(f"{what}: it has no {' and no '.join(missing)}")
+    return module
+
+
+def _summary(offered: list[Entry]) -> str:
+    if len(offered) > 1:
+        return f"(offered by {' and '.join(str(each.package) for each in offered)})"
+    try:
+        return str(load_command(offered[0]).SUMMARY)
+    except UserError as error:
+        return f"({error})"
 
 
 def _overview() -> Help:
@@ -103,13 +147,23 @@ def _overview() -> Help:
         usage="trainer COMMAND [ARGUMENTS]",
         about="Trains models in JAX: a small loop that emits hooks, and plugins that do the rest.",
         sections=[
-            ("commands", [(name, _summary(name, module)) for name, module in modules().items()]),
+            (
+                "commands",
+                [
+                    *((name, command.summary) for name, command in COMMANDS.items()),
+                    *((name, _summary(offered)) for name, offered in added().items()),
+                ],
+            ),
             (
                 "first steps",
                 [
                     ("trainer train", "train a tiny model on Python's own standard library"),
                     ("trainer train run.steps=2000", "the same for longer"),
                     ("trainer COMMAND --help", "the arguments of a command, with examples"),
+                    (
+                        f"trainer {ALONE} COMMAND",
+                        "with nothing that other packages than trainer-core register",
+                    ),
                 ],
             ),
         ],

@@ -81,15 +81,11 @@ def by_hook(config: Config) -> dict[str, list[Called]]:
     Raises:
         UserError: plugins that do not fit the hooks, or each other.
     """
+    from trainer_core.hook_checks import specifications
     from trainer_core.hooks import plugin_manager
-    from trainer_core.hookspecs import TrainerSpec
 
-    manager = plugin_manager(config)
-    return {
-        name: list(_called(config, getattr(manager.hook, name)))
-        for name, spec in vars(TrainerSpec).items()
-        if hasattr(spec, "trainer_spec")
-    }
+    hooks = plugin_manager(config).hook
+    return {name: list(_called(config, getattr(hooks, name))) for name in specifications()}
 
 
 def _called(config: Config, caller: Any) -> Iterator[Called]:

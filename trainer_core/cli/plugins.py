@@ -58,7 +58,8 @@ def run(arguments: Namespace, context: Context) -> int:
         return 0
     listed = installed(arguments.check)
     if arguments.json:
-        say(json.dumps({"plugins": [_as_json(each) for each in listed]}, indent=2))
+        found = {"plugins": [_as_json(each) for each in listed], "notes": notes()}
+        say(json.dumps(found, indent=2))
     else:
         _show(listed, arguments.check)
     return 0
@@ -83,13 +84,38 @@ def installed(check: bool) -> list[Listed]:
                 state = f'use "{candidate.distribution}:{candidate.name}"'
             error = what_is_wrong(candidate) if check else ""
             listed.append(Listed(candidate, _checked(state, error) if check else state, error))
-    return listed
+    return [*listed, *_commands(check)]
+
+
+def notes() -> list[str]:
+    """Return what a person should know of what is installed, though it may be right."""
+    from trainer_core.cli.commands import GROUP
+    from trainer_core.installed import NO_PLUGINS, core_alone, everything
+    from trainer_core.registry import PLUGINS, SLOTS
+    from trainer_core.suggest import did_you_mean
+
+    groups = [GROUP, *(slot.group for slot in (*SLOTS.values(), PLUGINS))]
+    found = everything()
+    said = [
+        f"{package.name} is installed more than once: {first.version} in {first.folder} is used, "
+        f"{package.version} in {package.folder} is not"
+        for package, first in found.hidden
+    ]
+    said += [
+        f"{entry.package} registers {entry.name!r} in {entry.group}, a group that this "
+        f"trainer-core has not{did_you_mean(entry.group, groups)}"
+        for entry in found.entries
+        if entry.group not in groups
+    ]
+    if core_alone():
+        said.append(f"--no-plugins, or {NO_PLUGINS} in the environment, leaves all others out")
+    return said
 
 
 def what_is_wrong(candidate: Candidate) -> str:
     """Return why a plugin cannot be used; nothing where it can."""
-    from trainer_core.config import check_hooks
     from trainer_core.errors import UserError
+    from trainer_core.hook_checks import check_hooks
     from trainer_core.registry import load
 
     where = f"[{candidate.slot.name}] {candidate.name}"
@@ -97,7 +123,28 @@ def what_is_wrong(candidate: Candidate) -> str:
         check_hooks(load(candidate, where), candidate, where)
     except UserError as error:
         return str(error)
+    except Exception as error:  # whatever a class does when it is looked at
+        return f"{where}: looking at {candidate.target} raised {type(error).__name__}: {error}"
     return ""
+
+
+def _commands(check: bool) -> list[Listed]:
+    from trainer_core.cli.commands import GROUP, added, load_command
+    from trainer_core.errors import UserError
+    from trainer_core.registry import Candidate, Slot
+
+    listed = []
+    for entry in (each for offered in added().values() for each in offered):
+        package, error = entry.package, ""
+        if check:
+            try:
+                load_command(entry)
+            except UserError as failure:
+                error = str(failure)
+        slot = Slot("command", GROUP, "", ())
+        candidate = Candidate(slot, entry.name, entry.target, package.name, package.version)
+        listed.append(Listed(candidate, _checked("", error) if check else "", error))
+    return listed
 
 
 def _checked(state: str, error: str) -> str:
@@ -125,6 +172,9 @@ def _show(listed: list[Listed], check: bool) -> None:
         if each.error:
             page.line()
             page.rows([("broken", each.error)], style="red")
+    for note in notes():
+        page.line()
+        page.rows([("note", note)], style="yellow")
     page.line()
     page.rows(
         [

@@ -1,0 +1,34 @@
+"""What a run directory was made with, to say what to install where that is gone."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+
+def made_with(directory: Path, table: str, use: str) -> str:
+    """Return which package a run had for what its config names; nothing where that is not known.
+
+    Args:
+        directory: of the run.
+        table: `optimizer`, or `plugins.NAME`.
+        use: the name that nobody installed offers.
+    """
+    try:
+        config: Any = tomllib.loads((directory / "config.toml").read_text())
+        for part in table.split("."):
+            config = config[part]
+        origin = json.loads((directory / "versions.json").read_text())["plugins"][table]
+        is_same = config["use"] == use
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    package = re.fullmatch(r"([\w.-]+) (\d[\w.+!-]*)", str(origin))
+    if not (package and is_same):
+        return ""
+    return (
+        f"; the run in {directory} was made with it, from {origin}: "
+        f"`pip install {package[1]}=={package[2]}`"
+    )
