@@ -1,0 +1,117 @@
+"""Checks that need eight devices: here where there are so many, else in a process of their own.
+
+A check takes a recipe, and returns what it finds as JSON values.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+MESH = {"fsdp": 4, "tensor": 2}
+_FLAG = "--xla_force_host_platform_device_count=8"
+
+
+@functools.lru_cache(maxsize=64)
+def on_eight_devices(check: str, recipe: str) -> Any:
+    """Return what `check(recipe)` returns on eight devices, simulated where need be.
+
+    Args:
+        check: `package.module:function`.
+        recipe: as JSON.
+
+    Raises:
+        AssertionError: the process with eight devices failed; with what it printed.
+    """
+    import jax
+
+    if jax.device_count() >= 8:
+        return call(check, recipe)
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer_core.testing", check],
+        input=recipe,
+        env=eight_devices(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, f"on eight devices:\n{done.stdout}{done.stderr}"
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def eight_devices() -> dict[str, str]:
+    """Return the environment of a process with eight simulated devices, which imports as this."""
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}",
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
+
+
+def call(check: str, recipe: str) -> Any:
+    module, _, name = check.partition(":")
+    return getattr(importlib.import_module(module), name)(json.loads(recipe))
+
+
+# ---------------------------------------------------------------------------- checks
+
+
+def three_steps(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Train three steps on a mesh and on one device.
+
+    Returns:
+        `different`: the parameters whose first values are not the same to the bit;
+        `whole`: the optimizer's arrays that every device holds whole, though the parameters are
+        spread: with their shapes;
+        `apart`: how far the last parameters are apart, as a part of the way that they went.
+    """
+    import jax
+
+    from trainer_core.testing.parts import build, different_leaves, host
+
+    states, wholes = [], []
+    for mesh, devices in ((MESH, jax.devices()[:8]), ({"data": 1}, jax.devices()[:1])):
+        shard = {**recipe.get("shard", {}), "mesh": mesh}
+        parts = build({**recipe, "shard": shard}, devices=devices)
+        state = parts.state()
+        first = host(state.params)
+        wholes.append(_whole((state.opt_state, state.extra)))
+        for step in range(3):
+            state, _ = parts.step(state, parts.batch(step))
+        states.append((first, host(state.params)))
+    (first, last), (first_alone, last_alone) = states
+    return {
+        "different": different_leaves(first, first_alone),
+        "whole": wholes[0],
+        "apart": apart(last, last_alone, first),
+    }
+
+
+def apart(found: Any, expected: Any, start: Any) -> float:
+    """Return the largest difference of two trees, as a part of the way from `start`."""
+    import jax
+    import numpy as np
+
+    def largest(a: Any, b: Any) -> float:
+        differences = jax.tree.map(
+            lambda x, y: float(np.max(np.abs(np.float64(x) - np.float64(y)), initial=0)), a, b
+        )
+        return max(jax.tree.leaves(differences))
+
+    return largest(found, expected) / max(largest(expected, start), 1e-30)
+
+
+def _whole(tree: Any) -> list[str]:
+    import jax
+
+    return [
+        f"{jax.tree_util.keystr(path, simple=True, separator='/')} {list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if leaf.size >= 64 and leaf.sharding.is_fully_replicated
+    ]
