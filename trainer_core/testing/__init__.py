@@ -10,6 +10,10 @@ They run with pytest; those tests that need several devices start a process that
 
 from __future__ import annotations
 
+from trainer_core.testing.checkpoint import CheckpointSuite
+from trainer_core.testing.data import DataSuite
+from trainer_core.testing.model import ModelSuite
 from trainer_core.testing.optimizer import OptimizerSuite
+from trainer_core.testing.plugin import PluginSuite
 
-__all__ = ["OptimizerSuite"]
+__all__ = ["CheckpointSuite", "DataSuite", "ModelSuite", "OptimizerSuite", "PluginSuite"]

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import sys
 
+from trainer_core.errors import TrainerError
 from trainer_core.testing.sharded import call
 
-print(json.dumps(call(sys.argv[1], sys.stdin.read())))
+try:
+    print(json.dumps(call(sys.argv[1], sys.stdin.read())))
+except TrainerError as error:
+    sys.exit(str(error))

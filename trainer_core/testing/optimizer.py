@@ -12,13 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from trainer_core.testing.parts import (
-    Parts,
-    different_leaves,
-    host,
-    read_leaves,
-    write_leaves,
-)
+from trainer_core.testing.parts import different_leaves, host
+from trainer_core.testing.resume import after, resumed_and_unbroken
 from trainer_core.testing.sharded import apart
 from trainer_core.testing.suite import Suite
 
@@ -64,7 +59,8 @@ class OptimizerSuite(Suite):
 
     def test_its_updates_fit_the_parameters(self) -> None:
         params, _, _, (updates, _) = self._abstract_update()
-        if jax.tree.structure(updates) != jax.tree.structure(params):
+        structures: list[Any] = [jax.tree.structure(tree) for tree in (updates, params)]
+        if structures[0] != structures[1]:
             self.fail("its updates are no tree like that of the parameters")
         wrong = [
             f"{path} {found} for {wanted}"
@@ -140,7 +136,7 @@ class OptimizerSuite(Suite):
     def test_microbatches_change_nothing_but_rounding(self) -> None:
         whole, parted = self.parts(), self.parts(accumulate={"microbatches": 4})
         start = host(whole.state().params)
-        ends = [_after(parts, 3) for parts in (whole, parted)]
+        ends = [after(parts, 3) for parts in (whole, parted)]
         distance = apart(host(ends[1].params), host(ends[0].params), start)
         if distance > self.rounding:
             self.fail(
@@ -149,7 +145,12 @@ class OptimizerSuite(Suite):
             )
 
     def test_a_resumed_run_is_the_unbroken_one_to_the_bit(self, tmp_path: Path) -> None:
-        self.check_resume(self.parts(), tmp_path)
+        resumed, unbroken = resumed_and_unbroken(self.parts(), self.built_anew(), tmp_path)
+        if changed := different_leaves(resumed, unbroken):
+            self.fail(
+                f"a resumed run differs from the unbroken one in {', '.join(changed)}: all that it "
+                f"remembers must be in its state, nothing in its object"
+            )
 
     def test_sharded_parameters_begin_the_same(self) -> None:
         if different := self.sharded(_THREE_STEPS)["different"]:
@@ -176,20 +177,6 @@ class OptimizerSuite(Suite):
         json.dumps(self.parts().program.optimizer_record, allow_nan=False)
 
     # ------------------------------------------------------------------
-
-    @classmethod
-    def check_resume(cls, parts: Parts, folder: Path) -> None:
-        """Fail where a state that is written and read goes on otherwise than one that stays."""
-        state = _after(parts, 2)
-        write_leaves(folder / "state.npz", state)
-        unbroken, _ = parts.step(state, parts.batch(2))
-        again = read_leaves(folder / "state.npz", parts.program.abstract_state)
-        resumed, _ = parts.step(again, parts.batch(2))
-        if changed := different_leaves(resumed, unbroken):
-            cls.fail(
-                f"a resumed run differs from the unbroken one in {', '.join(changed)}: all that it "
-                f"remembers must be in its state, nothing in its object"
-            )
 
     def _abstract_update(self, dtype: str = "float32") -> Any:
         parts = self.parts(model={"dtype": dtype}) if dtype != "float32" else self.parts()
@@ -224,13 +211,6 @@ class OptimizerSuite(Suite):
 
 
 _THREE_STEPS = "trainer_core.testing.sharded:three_steps"
-
-
-def _after(parts: Parts, steps: int) -> Any:
-    state = parts.state()
-    for step in range(steps):
-        state, _ = parts.step(state, parts.batch(step))
-    return state
 
 
 def _shapes(tree: Any) -> dict[str, str]:

@@ -35,11 +35,25 @@ class Parts:
         return self.program.initial_state()
 
     @functools.cached_property
+    def first_state(self) -> TrainState:
+        """The state before the first step, for those that only look: a step would donate it."""
+        return self.state()
+
+    @functools.cached_property
     def step(self) -> Any:
         return self.program.compile_step()
 
     def batch(self, step: int) -> Batch:
         return self.program.place(self.program.data.batch(step))
+
+    def terms(self, train: bool) -> Any:
+        """Return the model's compiled `terms(params, buffers, batch, key)`."""
+        return self._terms[train]
+
+    @functools.cached_property
+    def _terms(self) -> dict[bool, Any]:
+        terms = self.program.model.terms
+        return {train: jax.jit(functools.partial(_called, terms, train)) for train in (True, False)}
 
     def gradient(self, params: Any, buffers: Any, batch: Batch, key: Any = None) -> Gradient:
         """Return what the chosen `accumulate` gives for a batch."""
@@ -51,6 +65,10 @@ class Parts:
     def grad_fn(self) -> Any:
         model = self.program.model
         return self.hooks.accumulate(run=self.run, model=model, loss=build_loss(model))
+
+
+def _called(terms: Any, train: bool, params: Any, buffers: Any, batch: Any, key: Any) -> Any:
+    return terms(params, buffers, batch, key, train)
 
 
 def build(config: Mapping[str, Any], devices: Any = None) -> Parts:
@@ -84,7 +102,7 @@ def read_leaves(file: Path, like: Any) -> Any:
     return jax.tree.unflatten(structure, leaves)
 
 
-def _placed(stored: bytes, like: Any) -> jax.Array:
+def _placed(stored: bytes, like: Any) -> Any:
     if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
         words = jax.eval_shape(jax.random.key_data, like)
         data = jnp.asarray(np.frombuffer(stored, words.dtype).reshape(words.shape))

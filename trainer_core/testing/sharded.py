@@ -1,6 +1,6 @@
 """Checks that need eight devices: here where there are so many, else in a process of their own.
 
-A check takes a recipe, and returns what it finds as JSON values.
+A check takes a recipe whose mesh has eight devices, and returns what it finds as JSON values.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import subprocess
 import sys
 from typing import Any
 
-MESH = {"fsdp": 4, "tensor": 2}
 _FLAG = "--xla_force_host_platform_device_count=8"
 
 
@@ -40,7 +39,7 @@ def on_eight_devices(check: str, recipe: str) -> Any:
         text=True,
         timeout=600,
     )
-    assert done.returncode == 0, f"on eight devices:\n{done.stdout}{done.stderr}"
+    assert done.returncode == 0, f"on eight devices: {done.stdout}{done.stderr}"
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -71,14 +70,10 @@ def three_steps(recipe: dict[str, Any]) -> dict[str, Any]:
         spread: with their shapes;
         `apart`: how far the last parameters are apart, as a part of the way that they went.
     """
-    import jax
-
-    from trainer_core.testing.parts import build, different_leaves, host
+    from trainer_core.testing.parts import different_leaves, host
 
     states, wholes = [], []
-    for mesh, devices in ((MESH, jax.devices()[:8]), ({"data": 1}, jax.devices()[:1])):
-        shard = {**recipe.get("shard", {}), "mesh": mesh}
-        parts = build({**recipe, "shard": shard}, devices=devices)
+    for parts in _on_a_mesh_and_alone(recipe):
         state = parts.state()
         first = host(state.params)
         wholes.append(_whole((state.opt_state, state.extra)))
@@ -93,6 +88,42 @@ def three_steps(recipe: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def first_gradient(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Take the gradient of the first batch on a mesh and on one device.
+
+    Returns:
+        `different`: the parameters whose first values are not the same to the bit;
+        `apart`: how far the gradients and the losses are apart, as a part of their size.
+    """
+    import jax
+
+    from trainer_core.testing.parts import different_leaves, host
+
+    firsts, gradients = [], []
+    for parts in _on_a_mesh_and_alone(recipe):
+        state = parts.state()
+        firsts.append(host(state.params))
+        found = parts.gradient(state.params, state.buffers, parts.batch(0))
+        gradients.append(host((found.loss, found.grads)))
+    nothing = jax.tree.map(lambda leaf: 0 * leaf, gradients)
+    return {
+        "different": different_leaves(*firsts),
+        "apart": max(
+            apart(gradients[0][part], gradients[1][part], nothing[1][part]) for part in (0, 1)
+        ),
+    }
+
+
+def _on_a_mesh_and_alone(recipe: dict[str, Any]) -> Any:
+    import jax
+
+    from trainer_core.testing.parts import build
+
+    yield build(recipe, devices=jax.devices()[:8])
+    alone = {**recipe, "shard": {**recipe["shard"], "mesh": {"data": 1}}}
+    yield build(alone, devices=jax.devices()[:1])
+
+
 def apart(found: Any, expected: Any, start: Any) -> float:
     """Return the largest difference of two trees, as a part of the way from `start`."""
     import jax
@@ -102,7 +133,7 @@ def apart(found: Any, expected: Any, start: Any) -> float:
         differences = jax.tree.map(
             lambda x, y: float(np.max(np.abs(np.float64(x) - np.float64(y)), initial=0)), a, b
         )
-        return max(jax.tree.leaves(differences))
+        return max(map(float, jax.tree.leaves(differences)))
 
     return largest(found, expected) / max(largest(expected, start), 1e-30)
 

@@ -22,12 +22,12 @@ class Perceptron:
     of scanned layers, and a parameter whose gradient the batch can spoil.
     """
 
-    inputs: int = setting(8)
-    width: int = setting(16)
-    outputs: int = setting(8)
+    inputs: int = setting(8, "numbers of a row")
+    width: int = setting(16, "of the hidden layer")
+    outputs: int = setting(8, "numbers to predict")
     depth: int = setting(0, "scanned layers between the hidden one and the output")
-    terms: list[str] = setting(attrs.Factory(lambda: ["squares"]))
-    dropout: float = setting(0.0)
+    terms: list[str] = setting(attrs.Factory(lambda: ["squares"]), "of the loss")
+    dropout: float = setting(0.0, "share of the hidden layer that training drops")
     dtype: str = setting("float32", "of the parameters")
     random_init: bool = setting(False, "draw every parameter by itself")
     axis: str = setting("embed", "the logical name of the input axis")
@@ -108,9 +108,9 @@ class Perceptron:
 class Examples:
     """Random rows, a pure function of seed and step, with ragged weights."""
 
-    batch_size: int = setting(16)
-    inputs: int = setting(8)
-    outputs: int = setting(8)
+    batch_size: int = setting(16, "rows of a batch")
+    inputs: int = setting(8, "numbers of a row")
+    outputs: int = setting(8, "numbers to predict")
     held_out: int = setting(32, "how many rows are never trained on")
     nan_loss: list[int] = setting(attrs.Factory(list), "steps, from 0, with a NaN in a target")
     nan_gradient: list[int] = setting(
@@ -150,6 +150,37 @@ class _Rows(Data):
         return rows(given.batch_size, given.inputs, given.outputs, [self.seed, index])
 
 
+@plugin
+class Tokens:
+    """Random tokens, a pure function of seed and step, with ragged weights."""
+
+    batch_size: int = setting(8, "rows of a batch", unit="sequences")
+    length: int = setting(12, "of a row", unit="tokens")
+    vocab: int = setting(64, "tokens are smaller than this", unit="tokens")
+
+    @hookimpl
+    def build_data(self, run: Any) -> Data:
+        return _Sentences(self, run.settings.seed, run.rows)
+
+
+class _Sentences(Data):
+    def __init__(self, settings: Tokens, seed: int, own: range) -> None:
+        self.settings, self.seed = settings, seed
+        self.own = slice(own.start, own.stop)
+        self.vocabulary = settings.vocab
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        given = self.settings
+        random = np.random.default_rng([self.seed, step])
+        tokens = random.integers(0, given.vocab, (given.batch_size, given.length + 1))
+        weights = random.integers(0, 3, (given.batch_size, given.length))
+        return {
+            "tokens": tokens[self.own, :-1].astype(np.int32),
+            "targets": tokens[self.own, 1:].astype(np.int32),
+            "weights": weights[self.own].astype(np.float32),
+        }
+
+
 def rows(count: int, inputs: int = 8, outputs: int = 8, seed: Any = 0) -> dict[str, np.ndarray]:
     """Return a batch for the perceptron, its weights ragged: whole numbers from 0 to 3."""
     random = np.random.default_rng(seed)
@@ -175,5 +206,8 @@ def _spoiled_jvp(primals: Any, tangents: Any) -> Any:
 
 
 def _info(path: str, shape: Any, names: Any, kind: Any, dtype: str) -> ParamInfo:
-    roles = ("stack", "in", "out")[-len(shape) :] if kind == "matrix" else ("other",) * len(shape)
-    return ParamInfo(path, tuple(shape), jnp.dtype(dtype), tuple(map(Axis, names, roles)), kind)
+    roles: Any = (
+        ("stack", "in", "out")[-len(shape) :] if kind == "matrix" else ("other",) * len(shape)
+    )
+    axes = tuple(Axis(name, role) for name, role in zip(names, roles, strict=True))
+    return ParamInfo(path, tuple(shape), jnp.dtype(dtype), axes, kind)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import pytest
 import tomli_w
 
 from trainer_core import registry
+from trainer_core.assemble import open_run
 from trainer_core.config import check_hooks, load_config
+from trainer_core.hooks import Hooks
+from trainer_core.run import Run
 from trainer_core.settings import setting_fields
 from trainer_core.testing.parts import Parts, build, built
 from trainer_core.testing.sharded import on_eight_devices
@@ -21,9 +24,15 @@ SMALL: dict[str, Any] = {
     "model": {"use": "trainer_core.testing.small:Perceptron", "depth": 2},
     "data": {"use": "trainer_core.testing.small:Examples"},
     "schedule": {"use": "constant", "learning_rate": 0.01, "warmup": 0},
+    "shard": {"uneven": "replicate"},
     "checkpoint": {"use": "none"},
     "plugins": {"progress": False, "jsonl": False},
 }
+
+
+class Opened(NamedTuple):
+    run: Run
+    hooks: Hooks
 
 
 class Suite:
@@ -34,12 +43,15 @@ class Suite:
         settings: of it, where the defaults would not do.
         tables: other tables of the recipe in which it is tried, such as
             `{"data": {"use": "my_data"}}`.
+        mesh: of the eight devices on which it is tried too. Every axis spreads rows or some
+            array of the model, by `[shard] rules`.
         slot: the table that it is for.
     """
 
     use: ClassVar[str] = ""
     settings: ClassVar[Mapping[str, Any]] = {}
     tables: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    mesh: ClassVar[Mapping[str, int]] = {"fsdp": 4, "tensor": 2}
     slot: ClassVar[str] = ""
 
     # ------------------------------------------------------------------ for the tests of a suite
@@ -68,9 +80,15 @@ class Suite:
         return build(cls.recipe(**changes))
 
     @classmethod
+    def opened(cls, **changes: Mapping[str, Any]) -> Opened:
+        """Return a run with its plugins, of which nothing is built yet."""
+        return Opened(*open_run(load_config(cls.recipe(**changes))))
+
+    @classmethod
     def sharded(cls, check: str) -> Any:
         """Return what a check of `trainer_core.testing.sharded` finds on eight devices."""
-        return on_eight_devices(check, json.dumps(cls.recipe(), sort_keys=True))
+        recipe = cls.recipe(shard={"mesh": dict(cls.mesh)})
+        return on_eight_devices(check, json.dumps(recipe, sort_keys=True))
 
     @classmethod
     def fail(cls, message: str) -> NoReturn:

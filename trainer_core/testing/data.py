@@ -1,0 +1,182 @@
+"""What every data source must hold to: a batch follows from its step, each example comes once."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import attrs
+import numpy as np
+
+from trainer_core.testing.suite import Suite
+from trainer_core.types import Data
+
+
+class DataSuite(Suite):
+    """The tests of a data source: subclass it, and name the source.
+
+    class TestShards(DataSuite):
+        use = "shards"
+
+    Attributes:
+        steps: how many it is asked for: no example comes twice within them.
+        is_seeded: whether another `run.seed` gives other batches.
+    """
+
+    slot = "data"
+    steps: ClassVar[int] = 8
+    is_seeded: ClassVar[bool] = True
+
+    def test_every_batch_is_of_one_kind(self) -> None:
+        source = self.source()
+        kinds = [_kinds(source.batch(step)) for step in range(self.steps)]
+        for step, kind in enumerate(kinds):
+            if kind != kinds[0]:
+                self.fail(f"batch 0 is {kinds[0]}, and batch {step} is {kind}: pad what is short")
+
+    def test_a_batch_has_the_rows_of_this_process(self) -> None:
+        for process in range(2):
+            rows, batch = self.rows(2)[process], self.source(process, 2).batch(0)
+            wrong = {name: len(array) for name, array in batch.items() if len(array) != len(rows)}
+            if wrong:
+                self.fail(f"of {len(rows)} rows (run.rows), process {process} gives {wrong}")
+
+    def test_a_batch_follows_from_its_step(self) -> None:
+        source = self.source()
+        in_order = [source.batch(step) for step in range(self.steps)]
+        if source.state() is not None:
+            return  # a stream gives them in order, and no other way
+        alone = [self.source().batch(step) for step in reversed(range(self.steps))][::-1]
+        for step, (one, two) in enumerate(zip(in_order, alone, strict=True)):
+            self._check_equal(one, two, f"batch({step})", "after those before it", "alone")
+
+    def test_no_example_comes_twice(self) -> None:
+        source = self.source()
+        seen: dict[bytes, tuple[int, int]] = {}
+        for step in range(self.steps):
+            for row, example in enumerate(_examples(source.batch(step))):
+                if example in seen:
+                    self.fail(
+                        f"row {row} of batch {step} was row {seen[example][1]} of batch "
+                        f"{seen[example][0]}: each example comes once before any comes again; if "
+                        f"there are fewer than {self.steps} batches of them, lower `steps`"
+                    )
+                seen[example] = (step, row)
+
+    def test_processes_share_a_batch_out(self) -> None:
+        for step in (0, self.steps - 1):
+            whole = _examples(self._at(step))
+            for processes in (2, 4):
+                together = [
+                    example
+                    for process in range(processes)
+                    for example in _examples(self._at(step, process, processes))
+                ]
+                if together != whole:
+                    self.fail(
+                        f"the rows of {processes} processes together are not those of one, at step "
+                        f"{step}: give run.rows of the global batch, which follows from the step"
+                    )
+
+    def test_a_resumed_source_goes_on_with_the_next_batch(self) -> None:
+        half = self.steps // 2
+        source = self.source()
+        for step in range(half):
+            source.batch(step)
+        position = source.state()
+        rest = [source.batch(step) for step in range(half, self.steps)]
+        fresh = self.source()
+        if position is not None:
+            fresh.load(position)
+        for step, wanted in enumerate(rest, half):
+            self._check_equal(fresh.batch(step), wanted, f"batch({step})", "resumed", "unbroken")
+
+    def test_another_seed_gives_another_order(self) -> None:
+        if not self.is_seeded:
+            return
+        others = _examples(self.source(seed=1).batch(0))
+        if others == _examples(self.source().batch(0)):
+            self.fail("run.seed changes nothing; if it is not meant to, say is_seeded = False")
+
+    def test_what_is_held_out_is_never_trained_on(self) -> None:
+        source = self.source()
+        if not source.held_out_batches:
+            return
+        trained = {
+            example for step in range(self.steps) for example in _examples(source.batch(step))
+        }
+        other = self.source()
+        for index in range(min(self.steps, source.held_out_batches)):
+            batch = source.held_out(index)
+            self._check_equal(
+                batch, other.held_out(index), f"held_out({index})", "here", "in another run"
+            )
+            if leaked := trained & set(_counted(batch)):
+                self.fail(f"{len(leaked)} rows of held_out({index}) are trained on")
+
+    def test_a_text_comes_back_from_its_tokens(self) -> None:
+        source = self.source()
+        text = "A plain text, 12 words? No: 7.\n"
+        try:
+            tokens = source.encode(text)
+        except NotImplementedError:
+            return  # it has no tokenizer
+        if source.decode(tokens) != text:
+            self.fail(f"{text!r} becomes {tokens.tolist()}, and that {source.decode(tokens)!r}")
+        if source.vocabulary is not None and tokens.size and tokens.max() >= source.vocabulary:
+            self.fail(f"its token {tokens.max()} is beyond its vocabulary of {source.vocabulary}")
+
+    # ------------------------------------------------------------------
+
+    @classmethod
+    def source(cls, process: int = 0, processes: int = 1, seed: int = 0) -> Data:
+        """Return a source made anew, for one process of several."""
+        parts = cls.opened(run={"seed": seed})
+        rows = cls.rows(processes)[process]
+        axes: Any = SimpleNamespace(batch_rows=lambda size, process: rows)
+        run = attrs.evolve(parts.run, process=process, processes=processes, axes=axes)
+        return parts.hooks.build_data(run=run)
+
+    @classmethod
+    def rows(cls, processes: int) -> list[range]:
+        """Return the rows of each process."""
+        size = cls.opened().run.batch_size
+        part = size // processes
+        return [range(at * part, (at + 1) * part) for at in range(processes)]
+
+    def _at(self, step: int, process: int = 0, processes: int = 1) -> dict[str, Any]:
+        source = self.source(process, processes)
+        if source.state() is not None:
+            for before in range(step):
+                source.batch(before)
+        return source.batch(step)
+
+    def _check_equal(self, found: Any, wanted: Any, what: str, one: str, two: str) -> None:
+        different = [
+            name for name in wanted if not np.array_equal(found.get(name), wanted[name], True)
+        ]
+        if different:
+            self.fail(f"{what} is not the same {one} as {two}: {', '.join(different)} differ")
+
+
+def _kinds(batch: dict[str, Any]) -> dict[str, str]:
+    return {name: f"{array.dtype}{list(array.shape)}" for name, array in batch.items()}
+
+
+def _examples(batch: dict[str, Any]) -> list[bytes]:
+    """Return each row of a batch as bytes, of all its arrays."""
+    arrays = list(batch.values())
+    return [
+        b"".join(np.ascontiguousarray(array[row]).tobytes() for array in arrays)
+        for row in range(len(arrays[0]))
+    ]
+
+
+def _counted(batch: dict[str, Any]) -> list[bytes]:
+    """Return the rows that count: padding does not."""
+    weights = batch.get("weights")
+    return [
+        example
+        for row, example in enumerate(_examples(batch))
+        if weights is None or np.any(weights[row] != 0)
+    ]
