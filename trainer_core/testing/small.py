@@ -116,6 +116,7 @@ class Examples:
     nan_gradient: list[int] = setting(
         attrs.Factory(list), "steps whose gradient of hidden/bias is NaN, and nothing else"
     )
+    spiked: list[int] = setting(attrs.Factory(list), "steps with targets ten times as large")
 
     @hookimpl
     def build_data(self, run: Any) -> Data:
@@ -136,6 +137,8 @@ class _Rows(Data):
             rows["weights"][0] = 1.0
         if step in self.settings.nan_gradient:
             rows["spoil"][:] = np.nan
+        if step in self.settings.spiked:
+            rows["targets"] *= 10
         return rows
 
     def held_out(self, index: int) -> dict[str, np.ndarray]:

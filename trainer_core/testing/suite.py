@@ -12,7 +12,8 @@ import tomli_w
 
 from trainer_core import registry
 from trainer_core.assemble import open_run
-from trainer_core.config import check_hooks, load_config
+from trainer_core.config import load_config
+from trainer_core.hook_checks import check_hooks
 from trainer_core.hooks import Hooks
 from trainer_core.run import Run
 from trainer_core.settings import setting_fields
