@@ -438,8 +438,9 @@ def test_help_tables_and_config_errors_import_no_jax(tmp_path: Path) -> None:
         import sys
         from trainer_core.cli import run
         commands = [["--help"], ["train", "--help"], ["plugins"], ["plugins", "--check"],
-            ["plugins", "adamw"], ["plugins", "nnx"], ["explain", "config"], ["train", "no.toml"],
-            ["train", "run.steps=x"], ["train", "modle.layers=2"], ["train", "model.use=nxx"],
+            ["plugins", "adamw"], ["plugins", "nnx"], ["explain", "config"], ["explain", "hooks"],
+            ["train", "no.toml"], ["train", "run.steps=x"], ["train", "modle.layers=2"],
+            ["train", "model.use=nxx"],
             ["sample", "nowhere"], ["evaluate", "nowhere"]]
         for command in commands:
             run(command)

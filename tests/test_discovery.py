@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 import venv
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,10 +18,11 @@ import packages
 import pytest
 from command import PERCEPTRON, environment
 
-from trainer_core import UserError, fit
+from trainer_core import UserError, fit, installed
 from trainer_core.cli import run
 from trainer_core.config import load_config
 from trainer_core.installed import NO_PLUGINS, core_alone
+from trainer_core.registry import PLUGINS, SLOTS, candidates
 
 HEAD = "from trainer_core import hookimpl, plugin, setting\n@plugin\nclass X:\n    "
 
@@ -319,6 +321,47 @@ def test_a_command_of_two_packages_is_neithers(
     error = capsys.readouterr().err
     assert "offered by trainer-even 3.2.1 and trainer-odd 3.2.1" in " ".join(error.split())
     assert run(["train", "--help"]) == 0  # the core's own is not replaced
+
+
+# ------------------------------------------------------------------ many
+
+
+@pytest.fixture
+def hundred(install: Install) -> None:
+    """A hundred packages, each with a plugin and a description of ten thousand characters."""
+    for index in range(100):
+        groups = {"trainer.plugins": {f"many{index}": f"many{index}:X"}}
+        install(f"trainer-many-{index}", groups, requires=f"trainer-core\n\n{'text ' * 2000}")
+
+
+def test_the_metadata_of_a_package_is_read_once_for_all_slots(
+    hundred: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def noted(distribution: Any, name: str) -> str:
+        read.append(f"{distribution._path}/{name}")
+        return text_of(distribution, name)
+
+    text_of = installed._text
+    monkeypatch.setattr(installed, "_text", noted)
+    installed._read.cache_clear()
+    load_config()
+    assert len(candidates(PLUGINS)) >= 100
+    for slot in SLOTS.values():
+        candidates(slot)
+    assert len([each for each in read if "trainer_many" in each]) == 200  # two files of each
+    assert len(set(read)) == len(read)
+
+
+def test_a_hundred_packages_take_less_than_20_ms_more(hundred: None) -> None:
+    def seconds() -> float:  # of the processor: by the clock it depends on what else goes on
+        installed._read.cache_clear()
+        begun = time.process_time()
+        installed.everything()
+        return time.process_time() - begun
+
+    assert min(seconds() for _ in range(5)) < 0.02
 
 
 # ------------------------------------------------------------------ without any
