@@ -74,6 +74,10 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
         f"{HEAD}@hookimpl\n    def report(self, **kwargs): ...",
         ["takes **kwargs, which no hook fills", "run, step, metrics"],
     ),
+    "the type of its setting is nowhere": (
+        f"{HEAD}value: 'Missing' = 0\n    @hookimpl\n    def report(self): ...",
+        ["odd:X (trainer-odd 3.2.1) has an attribute whose type", "name 'Missing' is not defined"],
+    ),
     "it forgets self": (
         f"{HEAD}@hookimpl\n    def report(step, metrics): ...",
         ["the hook report of odd:X", "takes no self"],

@@ -53,6 +53,7 @@ OURS = (
     "trainer-linen-plugin",
     "trainer-muon-plugin",
     "trainer-checkpoint-plugin",
+    "trainer-tensorboard-plugin",
 )
 
 HARD = "model.dropout=0.1 model.compute_dtype=bfloat16 accumulate.microbatches=4"

@@ -17,6 +17,7 @@ import attrs
 
 from trainer_core.errors import UserError
 from trainer_core.registry import Candidate
+from trainer_core.settings import setting_fields
 from trainer_core.suggest import did_you_mean
 
 # What these return is not used, so that a wrapper of them need not return it.
@@ -89,6 +90,7 @@ def check_hooks(cls: type[Any], candidate: Candidate, where: str) -> list[str]:
         raise UserError(
             f"{where}: {candidate.target} answers no hook; mark one with @trainer_core.hookimpl"
         )
+    _check_types(cls, f"{where}: {named(candidate)}")
     return notices
 
 
@@ -151,6 +153,16 @@ def _check_name_and_arguments(each: Implementation, what: str, candidate: Candid
             raise UserError(f"{told}; it has: {', '.join(known)}")
         notices.append(f"{told}: it is always {argument.default!r} there")
     return notices
+
+
+def _check_types(cls: type[Any], what: str) -> None:
+    try:
+        setting_fields(cls)
+    except Exception as error:
+        raise UserError(
+            f"{what} has an attribute whose type cannot be read: {type(error).__name__}: {error}; "
+            f"import the type, outside of `if TYPE_CHECKING`; Any will do where it is no setting"
+        ) from error
 
 
 def _check_kind(each: Implementation, what: str) -> None:

@@ -51,6 +51,7 @@ PROVIDERS = {
     ("model", "linen-module"): "trainer-linen-plugin",
     ("optimizer", "muon"): "trainer-muon-plugin",
     ("checkpoint", "orbax"): "trainer-checkpoint-plugin",
+    ("plugins", "tensorboard"): "trainer-tensorboard-plugin",
 }
 
 
@@ -166,6 +167,6 @@ def _listed(items: Iterable[str]) -> str:
 
 
 def _alternative(slot: Slot, offered: list[Candidate]) -> str:
-    if not offered:
+    if not offered or slot is PLUGINS:
         return ""
     return f', or choose another: {slot.name}.use="{offered[0].name}"'
