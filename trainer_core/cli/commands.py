@@ -49,6 +49,9 @@ COMMANDS = {
         "trainer_core.cli.plugins",
         "list what is installed for each slot, or one plugin's settings",
     ),
+    "new-plugin": Command(
+        "trainer_core.cli.new_plugin", "write a package to begin a plugin of your own with"
+    ),
 }
 
 

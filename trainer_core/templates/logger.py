@@ -1,0 +1,39 @@
+"""Writes the numbers of each step to a CSV file in the run directory."""
+
+from __future__ import annotations
+
+import csv
+from typing import Any
+
+import attrs
+
+from trainer_core import hookimpl, plugin, setting
+
+
+@plugin
+class Example:
+    file: str = setting("metrics.csv", "its name in the run directory", may_change=True)
+    _open: Any = attrs.field(init=False, default=None)  # no setting
+
+    @hookimpl
+    def start(self, run: Any, step: int) -> None:
+        if not run.is_main:  # of several processes, one writes
+            return
+        path = run.directory / self.file
+        kept = path.read_text().splitlines(keepends=True) if path.exists() else []
+        # A run that goes on writes the steps after its checkpoint once more.
+        kept = [line for line in kept if int(line.partition(",")[0]) <= step]
+        path.write_text("".join(kept))
+        self._open = path.open("a", newline="")
+
+    @hookimpl
+    def report(self, step: int, metrics: Any) -> None:
+        if self._open is not None:
+            numbers = [f"{name}={value!r}" for name, value in metrics.items() if name[0] != "_"]
+            csv.writer(self._open).writerow([step, *numbers])
+
+    @hookimpl
+    def close(self) -> None:
+        if self._open is not None:
+            self._open.close()
+            self._open = None
