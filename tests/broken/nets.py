@@ -1,0 +1,166 @@
+"""Models that look right, and what ModelSuite says of each: its test, and its words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import jax
+import jax.numpy as jnp
+
+from trainer_core import Model, Term, hookimpl, plugin, setting
+from trainer_core.templates.model import Example
+from trainer_core.testing import ModelSuite
+
+SAID = {
+    "TestMean": ("test_a_term_is_a_sum_and_its_weight", "return Term(sum, weight) over examples"),
+    "TestUnweighted": ("test_what_has_no_weight_does_not_count", "multiply each loss by"),
+    "TestLearnedWeight": (
+        "test_a_weight_does_not_depend_on_the_parameters",
+        "must follow from the batch alone",
+    ),
+    "TestAlwaysDropping": (
+        "test_evaluation_draws_nothing_and_changes_nothing",
+        "no dropout then",
+    ),
+    "TestCut": ("test_its_gradient_is_that_of_its_loss", "no gradient reaches embed/embedding"),
+    "TestWrongDerivative": ("test_its_gradient_is_that_of_its_loss", "a derivative of its own"),
+    "TestConstant": ("test_its_parameters_follow_from_the_key", "`init` must use it"),
+    "TestNameless": ("test_its_infos_are_whole", "has the kind 'other'"),
+    "TestMisplaced": ("test_its_infos_are_whole", "says that its path is somewhere"),
+}
+
+
+def evolved_terms(model: Model, change: Any) -> Model:
+    def terms(params: Any, buffers: Any, batch: Any, key: Any, train: bool) -> Any:
+        found, buffers = model.terms(params, buffers, batch, key, train)
+        return {"cross_entropy": change(found["cross_entropy"], params, batch, key)}, buffers
+
+    return attrs.evolve(model, terms=terms)
+
+
+def mean(model: Model) -> Model:
+    return evolved_terms(model, lambda term, *_: Term(term.sum / term.weight, 1.0))
+
+
+def unweighted(model: Model) -> Model:
+    def terms(params: Any, buffers: Any, batch: Any, key: Any, train: bool) -> Any:
+        ones = {"weights": jnp.ones_like(batch["weights"])}
+        return model.terms(params, buffers, batch | ones, key, train)
+
+    return attrs.evolve(model, terms=terms)
+
+
+def learned_weight(model: Model) -> Model:
+    def weighed(term: Term, params: Any, *_: Any) -> Term:
+        return Term(term.sum, term.weight * jnp.mean(params["embed"]["embedding"] ** 2))
+
+    return evolved_terms(model, weighed)
+
+
+def always_dropping(model: Model) -> Model:
+    def dropped(term: Term, params: Any, batch: Any, key: Any) -> Term:
+        return Term(term.sum * jax.random.uniform(key), term.weight)
+
+    return evolved_terms(model, dropped)
+
+
+def cut(model: Model) -> Model:
+    def terms(params: Any, *rest: Any) -> Any:
+        return model.terms(params | {"embed": jax.lax.stop_gradient(params["embed"])}, *rest)
+
+    return attrs.evolve(model, terms=terms)
+
+
+@jax.custom_jvp
+def doubled(x: jax.Array) -> jax.Array:
+    return x
+
+
+doubled.defjvp(lambda primals, tangents: (primals[0], 2 * tangents[0]))
+
+
+def wrong_derivative(model: Model) -> Model:
+    return evolved_terms(model, lambda term, *_: Term(doubled(term.sum), term.weight))
+
+
+def constant(model: Model) -> Model:
+    return attrs.evolve(model, init=lambda key: model.init(jax.random.key(0)))
+
+
+def nameless(model: Model) -> Model:
+    return attrs.evolve(
+        model, params=jax.tree.map(lambda info: attrs.evolve(info, kind="other"), model.params)
+    )
+
+
+def misplaced(model: Model) -> Model:
+    def moved(info: Any) -> Any:
+        return attrs.evolve(info, path="somewhere")
+
+    return attrs.evolve(model, params=jax.tree.map(moved, model.params))
+
+
+CHANGES = {
+    change.__name__: change
+    for change in (
+        mean,
+        unweighted,
+        learned_weight,
+        always_dropping,
+        cut,
+        wrong_derivative,
+        constant,
+        nameless,
+        misplaced,
+    )
+}
+
+
+@plugin
+class Net:
+    wrong: str = setting("mean", "what is wrong with it")
+
+    @hookimpl
+    def build_state(self, run: Any) -> Model:
+        return CHANGES[self.wrong](Example().build_state(run))
+
+
+class Suite(ModelSuite):
+    use = "nets:Net"
+
+
+class TestMean(Suite):
+    settings = {"wrong": "mean"}
+
+
+class TestUnweighted(Suite):
+    settings = {"wrong": "unweighted"}
+
+
+class TestLearnedWeight(Suite):
+    settings = {"wrong": "learned_weight"}
+
+
+class TestAlwaysDropping(Suite):
+    settings = {"wrong": "always_dropping"}
+
+
+class TestCut(Suite):
+    settings = {"wrong": "cut"}
+
+
+class TestWrongDerivative(Suite):
+    settings = {"wrong": "wrong_derivative"}
+
+
+class TestConstant(Suite):
+    settings = {"wrong": "constant"}
+
+
+class TestNameless(Suite):
+    settings = {"wrong": "nameless"}
+
+
+class TestMisplaced(Suite):
+    settings = {"wrong": "misplaced"}

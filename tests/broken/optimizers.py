@@ -1,0 +1,133 @@
+"""Optimizers that look right, and what OptimizerSuite says of each: its test, and its words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from trainer_core import hookimpl, plugin, setting
+from trainer_core.testing import OptimizerSuite
+
+SAID = {
+    "TestEager": ("test_building_it_allocates_nothing", "Make state in `init`"),
+    "TestAscent": ("test_it_learns", "with the sign of a descent?"),
+    "TestDeaf": ("test_the_first_update_has_the_first_learning_rate", "Hand the schedule itself"),
+    "TestRandom": ("test_a_resumed_run_is_the_unbroken_one_to_the_bit", "nothing in its object"),
+    "TestFlat": ("test_its_state_is_spread_over_devices", "made by jax.tree.map over them"),
+    "TestWidening": ("test_its_state_keeps_its_dtypes", "cast it to the dtype in which"),
+    "TestPartial": ("test_its_updates_fit_the_parameters", "no tree like that of the parameters"),
+    "TestSilent": ("test_each_setting_says_what_it_means", 'setting(DEFAULT, "what it means")'),
+    "TestNowhere": ("test_a_recipe_can_name_it", "has no 'Nowhere'"),
+    "TestUnnamed": ("test_it_learns", 'use = "NAME"'),
+}
+
+
+@plugin
+class Eager:
+    @hookimpl
+    def build_optimizer(self, learning_rate: Any) -> Any:
+        self.scale = jnp.ones((64,))
+        return optax.sgd(learning_rate)
+
+
+@plugin
+class Ascent:
+    @hookimpl
+    def build_optimizer(self, learning_rate: Any) -> Any:
+        return optax.scale_by_schedule(learning_rate)
+
+
+@plugin
+class Deaf:
+    @hookimpl
+    def build_optimizer(self) -> Any:
+        return optax.sgd(0.01)
+
+
+@plugin
+class Random:
+    @hookimpl
+    def build_optimizer(self, learning_rate: Any) -> Any:
+        scale = np.random.default_rng().uniform(0.5, 1.5)
+        return optax.chain(optax.sgd(learning_rate), optax.scale(scale))
+
+
+@plugin
+class Flat:
+    @hookimpl
+    def build_optimizer(self, learning_rate: Any) -> Any:
+        return optax.flatten(optax.adam(learning_rate))
+
+
+@plugin
+class Widening:
+    @hookimpl
+    def build_optimizer(self, learning_rate: Any) -> Any:
+        def update(grads: Any, state: Any, params: Any = None) -> Any:
+            state = jax.tree.map(lambda m, g: jnp.float32(0.9) * m + g, state, grads)
+            return jax.tree.map(lambda m, p: (-0.01 * m).astype(p.dtype), state, params), state
+
+        return optax.GradientTransformation(lambda p: jax.tree.map(jnp.zeros_like, p), update)
+
+
+@plugin
+class Partial:
+    @hookimpl
+    def build_optimizer(self, learning_rate: Any) -> Any:
+        def update(grads: Any, state: Any, params: Any = None) -> Any:
+            return grads["hidden"], state
+
+        return optax.GradientTransformation(lambda params: (), update)
+
+
+@plugin
+class Silent:
+    momentum: float = setting(0.9)
+
+    @hookimpl
+    def build_optimizer(self, learning_rate: Any) -> Any:
+        return optax.sgd(learning_rate, self.momentum)
+
+
+class TestEager(OptimizerSuite):
+    use = "optimizers:Eager"
+
+
+class TestAscent(OptimizerSuite):
+    use = "optimizers:Ascent"
+
+
+class TestDeaf(OptimizerSuite):
+    use = "optimizers:Deaf"
+
+
+class TestRandom(OptimizerSuite):
+    use = "optimizers:Random"
+
+
+class TestFlat(OptimizerSuite):
+    use = "optimizers:Flat"
+
+
+class TestWidening(OptimizerSuite):
+    use = "optimizers:Widening"
+
+
+class TestPartial(OptimizerSuite):
+    use = "optimizers:Partial"
+
+
+class TestSilent(OptimizerSuite):
+    use = "optimizers:Silent"
+
+
+class TestNowhere(OptimizerSuite):
+    use = "optimizers:Nowhere"
+
+
+class TestUnnamed(OptimizerSuite):
+    pass

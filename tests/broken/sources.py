@@ -1,0 +1,138 @@
+"""Data sources that look right, and what DataSuite says of each: its test, and its words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import numpy as np
+
+from trainer_core import Data, hookimpl, plugin, setting
+from trainer_core.templates.data import Example
+from trainer_core.testing import DataSuite
+
+SAID = {
+    "TestRestless": ("test_a_batch_follows_from_its_step", "is not the same after those before"),
+    "TestShort": ("test_every_batch_is_of_one_kind", "pad what is short"),
+    "TestTwice": ("test_no_example_comes_twice", "each example comes once"),
+    "TestSelfish": ("test_a_batch_has_the_rows_of_this_process", "(run.rows)"),
+    "TestOverlapping": ("test_processes_share_a_batch_out", "are not those of one"),
+    "TestLeaky": ("test_what_is_held_out_is_never_trained_on", "are trained on"),
+    "TestForgetful": ("test_a_resumed_source_goes_on_with_the_next_batch", "resumed as unbroken"),
+    "TestDeaf": ("test_another_seed_gives_another_order", "run.seed changes nothing"),
+}
+
+
+class Changed(Data):
+    """The walks of the template, but for one thing."""
+
+    def __init__(self, source: Data, run: Any) -> None:
+        self.source, self.run = source, run
+        self.held_out_batches = source.held_out_batches
+
+    def batch(self, step: int) -> dict[str, Any]:
+        return self.source.batch(step)
+
+    def held_out(self, index: int) -> dict[str, Any]:
+        return self.source.held_out(index)
+
+
+class Restless(Changed):
+    at = -1
+
+    def batch(self, step: int) -> dict[str, Any]:
+        self.at += 1
+        return self.source.batch(self.at)
+
+
+class Short(Changed):
+    def batch(self, step: int) -> dict[str, Any]:
+        batch = self.source.batch(step)
+        return {name: rows[:, : 64 - step] for name, rows in batch.items()}
+
+
+class Twice(Changed):
+    def batch(self, step: int) -> dict[str, Any]:
+        return self.source.batch(step % 3)
+
+
+class Selfish(Changed):
+    def batch(self, step: int) -> dict[str, Any]:
+        batch = self.source.batch(step)
+        rest = self.run.batch_size - len(self.run.rows)
+        return {name: np.concatenate([rows, rows[:rest]]) for name, rows in batch.items()}
+
+
+class Overlapping(Changed):
+    def batch(self, step: int) -> dict[str, Any]:
+        return self.source.batch(step + 100 * self.run.process)
+
+
+class Leaky(Changed):
+    def held_out(self, index: int) -> dict[str, Any]:
+        return self.source.batch(index)
+
+
+class Forgetful(Restless):
+    def state(self) -> dict[str, Any]:
+        return {"at": self.at}
+
+
+KINDS = {cls.__name__: cls for cls in (Restless, Short, Twice, Selfish, Overlapping, Leaky)}
+KINDS["Forgetful"] = Forgetful
+
+
+@plugin
+class Source:
+    batch_size: int = setting(16, "of all processes together", unit="sequences")
+    kind: str = setting("Restless", "what is wrong with it")
+
+    @hookimpl
+    def build_data(self, run: Any) -> Data:
+        return KINDS[self.kind](Example().build_data(run), run)
+
+
+@plugin
+class Deaf:
+    batch_size: int = setting(16, "of all processes together", unit="sequences")
+
+    @hookimpl
+    def build_data(self, run: Any) -> Data:
+        settings = attrs.evolve(run.settings, seed=0)
+        return Example().build_data(attrs.evolve(run, settings=settings))
+
+
+class Suite(DataSuite):
+    use = "sources:Source"
+
+
+class TestRestless(Suite):
+    settings = {"kind": "Restless"}
+
+
+class TestShort(Suite):
+    settings = {"kind": "Short"}
+
+
+class TestTwice(Suite):
+    settings = {"kind": "Twice"}
+
+
+class TestSelfish(Suite):
+    settings = {"kind": "Selfish"}
+
+
+class TestOverlapping(Suite):
+    settings = {"kind": "Overlapping"}
+
+
+class TestLeaky(Suite):
+    settings = {"kind": "Leaky"}
+
+
+class TestForgetful(Suite):
+    settings = {"kind": "Forgetful"}
+
+
+class TestDeaf(DataSuite):
+    use = "sources:Deaf"
