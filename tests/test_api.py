@@ -143,6 +143,8 @@ def test_methods_attributes_and_their_types_are_listed(monkeypatch: pytest.Monke
         "setting optimizer[muon].momentum: number = 0.95",
         "python trainer_core.Run.agree(value: Any) -> Any",
         "python trainer_core.RunError.exit_code = 1",
+        # not in the package's `__all__`: a page shows it
+        "python trainer_core.program.build_program(run: Run, hooks: Hooks) -> Program",
     ],
 )
 def test_every_kind_of_name_is_listed(line: str) -> None:

@@ -54,7 +54,8 @@ class Looks:
 @plugin
 class New:
     @hookimpl
-    def look(self, run): ...
+    def look(self, run):
+        return run
 """
 
 
@@ -111,6 +112,21 @@ def test_what_is_to_go_is_still_called(registered: Callable[..., Any]) -> None:
         hooks = registered("logs", "looks")
     assert hooks.log(run=None, line="a") == []
     assert hooks.look(run=None, data=None) == []
+
+
+class NewerSpec(OlderSpec):
+    """The same with one more argument for a hook."""
+
+    @hookspec
+    def look(self, run: Any, data: Any, mesh: Any) -> None: ...
+
+
+def test_a_new_argument_breaks_no_plugin(
+    registered: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hookspecs, "TrainerSpec", NewerSpec)
+    hooks = registered("looks", "new")
+    assert hooks.look(run=3, data=None, mesh=None) == [3]
 
 
 def test_every_plugin_is_named_where_there_are_several(registered: Callable[..., Any]) -> None:

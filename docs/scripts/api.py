@@ -5,8 +5,10 @@ unsaid.
 
 A line is a kind, a full name, and what belongs to it:
 
-- package: where public Python names are, all those in its `__all__`
-- python: a function or class with its signature, a method or attribute of a class
+- package: where public Python names are: all those in its `__all__`, and what the pages show of
+  other modules in `from ... import ...`
+- python: a function or class with its signature, a method or attribute of a class; of a conformance
+  suite, what a subclass may set and call, not its tests
 - hook, slot, group, offer: the hooks; tables that choose; entry-point groups; who offers what
 - command: a command with its arguments, each of its options
 - setting: a key of a config, with its type and default
@@ -39,6 +41,7 @@ from trainer_core.imports import load_object
 from trainer_core.registry import PLUGINS, SLOTS
 
 ROOT = Path(__file__).parents[2]
+IMPORT = re.compile(r"^from ([\w.]+) import (\([^)]*\)|[\w, ]+)$", re.MULTILINE)
 
 
 def surface(root: Path = ROOT) -> str:
@@ -46,8 +49,8 @@ def surface(root: Path = ROOT) -> str:
     projects = [tomllib.loads(path.read_text()) for path in project_files(root)]
     version = projects[0]["project"]["version"]
     lines = [*hooks(hookspecs.TrainerSpec), *slots(), *commands(projects), *settings(projects)]
-    for path in packages(root):
-        lines += [f"package {path}", *python(path)]
+    for module, names in public(root).items():
+        lines += [f"package {module}", *python(module, names)]
     header = f"# version {version}; made by docs/scripts/api.py, which says how to read it"
     return "\n".join([header, *sorted(lines)]) + "\n"
 
@@ -70,10 +73,23 @@ def packages(root: Path) -> Iterator[str]:
                 yield ".".join(parts).removesuffix(".__init__")
 
 
-def python(package: str) -> Iterator[str]:
-    """Yield a line for each public name of a package, and for each member of a class."""
+def public(root: Path) -> dict[str, list[str]]:
+    """Return the public names of all distributions, by the module to import them from."""
+    found = {each: list(importlib.import_module(each).__all__) for each in packages(root)}
+    tops = {each.partition(".")[0] for each in found}
+    pages = [root / "README.md", *root.glob("docs/*.md"), *root.glob("plugins/*/README.md")]
+    for page in sorted(pages):
+        for module, listed in IMPORT.findall(page.read_text()):
+            if module.partition(".")[0] in tops:
+                names = found.setdefault(module, [])
+                names += [each for each in re.findall(r"\w+", listed) if each not in names]
+    return found
+
+
+def python(package: str, names: list[str]) -> Iterator[str]:
+    """Yield a line for each of a module's public names, and for each member of a class."""
     module = importlib.import_module(package)
-    for name in module.__all__:
+    for name in names:
         value = getattr(module, name)
         if not inspect.isclass(value):
             yield f"python {package}.{name}{signature(value) if callable(value) else ''}"
@@ -105,7 +121,7 @@ def members(cls: type[Any]) -> Iterator[str]:
             value = vars(each).get(name)
             if foreign and not inspect.isfunction(value):
                 continue
-            if not name.startswith("_") and name not in fields:
+            if not name.startswith(("_", "test_")) and name not in fields:
                 said = member(value, annotations.get(name))
                 if said is not None:
                     found.setdefault(name, f"{name}{said}")
@@ -118,7 +134,7 @@ def member(value: Any, annotation: Any) -> str | None:
         getter = value.fget if isinstance(value, property) else value.func
         return f": {bare(inspect.signature(getter).return_annotation)}"
     if isinstance(value, (staticmethod, classmethod)):
-        return signature(value.__func__)
+        return signature(value.__func__, bound_to="cls")
     if inspect.isfunction(value):
         return None if hasattr(value, "trainer_impl") else signature(value)
     if annotation is not None:
@@ -126,7 +142,7 @@ def member(value: Any, annotation: Any) -> str | None:
     return f" = {value!r}" if isinstance(value, (int, str, bool)) else ""
 
 
-def signature(function: Any) -> str:
+def signature(function: Any, bound_to: str = "self") -> str:
     """Return a signature as it stands in the code, annotations as they are written.
 
     Nothing where the code is not ours: it may be another with another version.
@@ -148,7 +164,7 @@ def signature(function: Any) -> str:
             default=each.default if each.default is each.empty else shown(each, factories),
         )
         for each in made.parameters.values()
-        if each.name != "self"
+        if each.name != bound_to
     ]
     returns = made.return_annotation
     if returns is not made.empty:

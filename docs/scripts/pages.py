@@ -100,9 +100,9 @@ def with_navigation(index: str) -> str:
     trees = []
     for section in re.split(r"^## ", index, flags=re.MULTILINE)[1:]:
         title = section.partition("\n")[0]
-        pages = [target.removesuffix(".md") for _, target in Link.findall(section)]
-        pages += NAVIGATION.get(title, [])
-        entries = "\n".join(dict.fromkeys(pages))
+        links = [(" ".join(words.split()), target) for words, target in Link.findall(section)]
+        pages = [f"{words} <{target.removesuffix('.md')}>" for words, target in links]
+        entries = "\n".join([*pages, *NAVIGATION.get(title, [])])
         trees.append(f"```{{toctree}}\n:hidden:\n:caption: {title}\n\n{entries}\n```\n")
     return index + "\n" + "\n".join(trees)
 
@@ -130,10 +130,10 @@ def reference(about: dict[str, Any]) -> Iterator[str]:
         yield "## Hooks\n"
         yield from _directives(["autoclass:: trainer_core.hookspecs.TrainerSpec"])
     (package,) = about["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
-    for each in api.packages(ROOT):
-        if each.partition(".")[0] == package:
-            yield f"## `{each}`\n"
-            yield from _directives(_documented(each))
+    for module, names in api.public(ROOT).items():
+        if module.partition(".")[0] == package:
+            yield f"## `{module}`\n"
+            yield from _directives([_documented(module, name) for name in names])
 
 
 def _command(name: str, module: str) -> Iterator[str]:
@@ -163,21 +163,20 @@ def _offer(table: str, name: str, cls: type[Any]) -> Iterator[str]:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;") if "`" not in text else text
+    text = text.replace("|", "\\|")
+    return text if "`" in text else text.replace("<", "&lt;")
 
 
-def _documented(package: str) -> Iterator[str]:
-    module = importlib.import_module(package)
-    for name in module.__all__:
-        value = getattr(module, name)
-        if inspect.isclass(value):
-            kind = "autoexception" if issubclass(value, Exception) else "autoclass"
-        else:
-            kind = "autofunction" if inspect.isroutine(value) else "autodata"
-        yield f"{kind}:: {package}.{name}"
+def _documented(module: str, name: str) -> str:
+    value = getattr(importlib.import_module(module), name)
+    if inspect.isclass(value):
+        kind = "autoexception" if issubclass(value, Exception) else "autoclass"
+    else:
+        kind = "autofunction" if inspect.isroutine(value) else "autodata"
+    return f"{kind}:: {module}.{name}"
 
 
-def _directives(names: Iterator[str] | list[str]) -> Iterator[str]:
+def _directives(names: list[str]) -> Iterator[str]:
     yield "```{eval-rst}"
     for each in names:
         members = "\n   :members:\n   :member-order: bysource" if "autoclass" in each else ""
