@@ -96,12 +96,11 @@ def test_the_config_is_a_text_and_hyperparameters(run: Path) -> None:
     assert hparams["run.steps"].number_value == 4
     assert hparams["optimizer.use"].string_value
     assert hparams["checkpoint.use"].string_value == "none"
+    assert not [key for key in hparams if key.startswith("distributed.")]
     content = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
     experiment = metadata.parse_experiment_plugin_data(content)
     assert [each.name.tag for each in experiment.metric_infos] == ["loss", "eval/loss"]
-    assert "_hparams_/session_end_info" in events.Tags()["tensors"] or events.SummaryMetadata(
-        "_hparams_/session_end_info"
-    )
+    events.SummaryMetadata("_hparams_/session_end_info")  # a KeyError where there is none
 
 
 def test_a_number_that_is_not_finite_is_drawn_as_what_it_is(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 _GROUPS = {
     "grad_norm": "optimizer",
     "learning_rate": "optimizer",
+    "loss_spikes": "optimizer",
     "skipped_steps": "optimizer",
     "tokens": "speed",
     "tokens_per_second": "speed",

@@ -27,7 +27,9 @@ class TensorBoard:
         from trainer_tensorboard.events import EventFile
 
         self.file = EventFile(run.directory, step)
-        self.file.config(step, run.config, [tag_of("loss"), tag_of("eval_loss")])
+        # Not where the processes were: that says nothing of what is trained.
+        table = {name: each for name, each in run.config.items() if name != "distributed"}
+        self.file.config(step, table, [tag_of("loss"), tag_of("eval_loss")])
 
     @hookimpl
     def report(self, step: int, metrics: Metrics) -> None:
