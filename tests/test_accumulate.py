@@ -354,3 +354,14 @@ def oracle(params: Any, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, Any]:
         "out": {"kernel": hidden.T @ of_y},
     }
     return loss, grads
+
+
+def test_what_does_nothing_with_one_microbatch_is_said() -> None:
+    def notices(**settings: Any) -> list[str]:
+        return list(load_config(recipe(accumulate=settings)).notices)
+
+    assert notices(reduce="once") == ["[accumulate] reduce does nothing with microbatches = 1"]
+    assert notices(gradients="zero2") == [
+        "[accumulate] gradients does nothing with microbatches = 1"
+    ]
+    assert notices(gradients="zero2", microbatches=2) == notices() == []

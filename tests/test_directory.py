@@ -46,7 +46,7 @@ def test_another_config_is_refused_and_shown_key_by_key(done: Path) -> None:
     message = str(caught.value)
     assert "schedule.learning_rate: 0.1 -> 0.2" in message
     assert "--accept-changes" in message
-    assert "run.name=NAME" in message
+    assert "run.directory=PATH" in message, "as this one was given"
     assert "run.steps" not in message, "the number of steps may change"
     assert {path: path.stat().st_mtime_ns for path in done.rglob("*")} == before
 
@@ -153,3 +153,32 @@ def test_nothing_is_written_through_a_link_in_a_run_directory(tmp_path: Path) ->
     with pytest.raises(UserError, match=r"\.lock cannot be written"):
         fit(recipe(run={"directory": str(run), "steps": 2}))
     assert mine.read_text() == "of mine"
+
+
+def test_checkpoints_without_a_config_are_nobodys(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    config = recipe(run={"directory": str(directory), "steps": 1}, checkpoint={"use": "orbax"})
+    fit(config)
+    (directory / "config.toml").rename(tmp_path / "config.toml")
+    for steps in (1, 2):
+        config["run"]["steps"] = steps
+        with pytest.raises(
+            UserError, match=r"run has checkpoints \(steps 1\), and no config\.toml"
+        ) as e:
+            fit(config)
+        assert "run.directory=PATH" in str(e.value)  # as it was given
+    assert not (directory / "config.toml").exists()
+    assert fit(config, accept_changes=True).resumed_from == 1
+
+
+def test_a_name_that_gives_no_folder_is_said(tmp_path: Path) -> None:
+    def notices(*overrides: str) -> str:
+        return "\n".join(load_config(file, overrides).notices)
+
+    file = tmp_path / "mine.toml"
+    file.write_text('[run]\ndirectory = "here"\n')
+    assert notices() == ""  # the recipe's own name is no wish
+    said = notices("run.name=other")
+    assert 'run.name = "other" (command line) names no folder' in said
+    assert f'run.directory = "here" ({file}:2); for another one give run.directory=PATH' in said
+    assert notices("run.name=other", "run.directory=there") == ""

@@ -469,13 +469,27 @@ class Asks:
             (run.directory / "checkpoint_now").touch()
 
 
-def test_a_file_in_the_run_directory_asks_for_a_save(recipe: Any) -> None:
+def test_a_file_that_asks_a_run_without_checkpoints_for_one_is_answered(
+    recipe: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = recipe(run={"steps": 4}, plugins={"asks": {"use": "test_loop:Asks"}})
+    result = fit(config)
+    [said] = [each.getMessage() for each in caplog.records if "asks" in each.getMessage()]
+    assert said.startswith(f"{result.directory}/checkpoint_now asks for a checkpoint")
+    assert '[checkpoint] use = "none"' in said
+    assert not (result.directory / "checkpoint_now").exists()
+
+
+def test_a_file_in_the_run_directory_asks_for_a_save(
+    recipe: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = recipe(
         run={"steps": 6},
         checkpoint={"use": "orbax", "every": 100, "keep": 9},
-        plugins={"asks": {"use": "test_loop:Asks"}},
+        plugins={"asks": {"use": "test_loop:Asks"}, "progress": {"style": "plain"}},
     )
     result = fit(config)
+    assert capsys.readouterr().out.count("checkpoint_now: step 3 is saved\n") == 1
     saved = {path.name for path in (result.directory / "checkpoints").iterdir()}
     # Step 2 is reported when step 3 is under way; that is saved, and the last.
     assert saved == {"3", "6"}

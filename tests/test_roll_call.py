@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
@@ -12,6 +13,7 @@ import attrs
 import pytest
 from processes import free_port
 
+from trainer_core import roll_call as roll_call_module
 from trainer_core.config import load_config
 from trainer_core.distributed import connect
 from trainer_core.errors import UserError
@@ -330,3 +332,18 @@ def test_a_pod_that_is_part_of_no_job_is_alone(
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     monkeypatch.delenv("JOB_COMPLETION_INDEX", raising=False)
     assert connect(load_config(None)) is None
+
+
+def test_process_0_says_whom_it_waits_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(roll_call_module, "_SAY", 0.3)
+    told = met([0, 2], 3, timeout=2)
+    assert told[0] is not None
+    said = [each.getMessage() for each in caplog.records]
+    assert len(said) >= 2  # it waits for 1.5 s, so that the other has its answer in time
+    assert re.fullmatch(
+        r"process 0 waits at localhost:\d+ for process 1, for \d seconds more "
+        r"\(\[distributed\] timeout\)",
+        said[0],
+    )

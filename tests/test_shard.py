@@ -416,7 +416,7 @@ def test_a_mesh_axis_with_a_rule_of_its_own_is_accepted() -> None:
     [
         ({"fsdp": 3}, "needs a multiple of 3 devices, and there are 1 (cpu)"),
         ({"data": 1, "fsdp": 2}, "needs 2 devices, and there are 1 (cpu)"),
-        ({"fsdp": -1}, "only one axis may be -1, not data and fsdp"),
+        ({"fsdp": -1}, "only one axis may be -1, not data and fsdp; give the others a size, such"),
         ({"fsdp": 0}, "each axis needs at least 1 device"),
     ],
 )

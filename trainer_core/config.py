@@ -78,13 +78,17 @@ class Config:
 
 
 def load_config(
-    recipe: Path | str | Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
+    recipe: Path | str | Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    importing: Callable[[Mapping[str, Path]], None] = lambda found: None,
 ) -> Config:
     """Read, merge and check a config; import the plugins that it names, and nothing else.
 
     Args:
         recipe: a TOML file, a dict of tables, or None for the defaults.
         overrides: `KEY=VALUE`, as on the command line.
+        importing: is given, before any of it is imported, the code that comes with the recipe:
+            import path to file; on process 0 alone.
 
     Raises:
         UserError: whatever is wrong, with the key, its place and what to do.
@@ -101,7 +105,10 @@ def load_config(
     if isinstance(recipe, Path):
         named = {"run": {"name": recipe.stem}}
         layers.insert(0, recipes.Layer(f"the name of {recipe}", named))
-    return attrs.evolve(_Resolver(layers).resolve(), folders=tuple(search))
+    resolver = _Resolver(layers)
+    if (found := resolver.own_files()) and resolver.is_main:
+        importing(found)
+    return attrs.evolve(resolver.resolve(), folders=tuple(search))
 
 
 class _Resolver:
@@ -115,6 +122,15 @@ class _Resolver:
         self.notices: list[str] = []
         self.classes: dict[str, type[Any]] = dict(CORE_TABLES)
 
+    @property
+    def is_main(self) -> bool:
+        return bool(self._get("distributed.process", 0) == 0)
+
+    def own_files(self) -> dict[str, Path]:
+        from trainer_core.imports import own_files
+
+        return own_files(value for _, value in recipes.flatten(self.merged))
+
     def resolve(self) -> Config:
         self._check_tables()
         candidates = self._candidates()
@@ -125,6 +141,7 @@ class _Resolver:
         }
         for table, each in chosen.items():
             self._check_together(table, each.plugin)
+        self._check_name(run)
         for name in [name for name, given in self._extras().items() if given is False]:
             self.table.setdefault("plugins", {})[name] = False
             self.origins[f"plugins.{name}"] = self._place(f"plugins.{name}")
@@ -216,13 +233,21 @@ class _Resolver:
             )
         return made.instance
 
+    def _check_name(self, run: RunSettings) -> None:
+        if run.directory and self._index("run.name") > self._index("run.directory"):
+            self.notices.append(
+                f"run.name = {shown(run.name)} ({self._place('run.name')}) names no folder: the "
+                f"run is written in run.directory = {shown(run.directory)} "
+                f"({self._place('run.directory')}); for another one give run.directory=PATH"
+            )
+
     def _check_together(self, table: str, plugin: Any) -> None:
         """Let a plugin compare its settings with those of other tables."""
         check = getattr(plugin, "check", None)
         if check is None:
             return
         try:
-            check(self.table)
+            self.notices.extend(check(self.table) or ())
         except SettingError as error:
             owner, _, key = error.key.rpartition(".")
             settings = self.table[owner] if owner else values_of(plugin)

@@ -32,7 +32,7 @@ OPTIMIZER = "optimizer.json"  # what the optimizer does with each parameter
 STACK = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pluggy")
 _SEEN_WITHIN = 10.0  # seconds: network file systems show a new file late
 _COMPILING = 86_400.0  # seconds
-_TRAINING = "start a new run with run.name=NAME, or go on with the new values by --accept-changes"
+_TRAINING = "start a new run with {}, or go on with the new values by --accept-changes"
 # Hooks by which a plugin can only watch: adding or removing it changes nothing that is trained.
 _WATCHING = {"start", "report", "evaluate", "save", "phase", "close"}
 
@@ -43,7 +43,7 @@ def check_directory(config: Config, accept_changes: bool, remedy: str = _TRAININ
     Args:
         config: of the run.
         accept_changes: another config is no reason.
-        remedy: what to do about it.
+        remedy: what to do about it; `{}` stands for the settings that give another run.
 
     Raises:
         UserError: with the keys that differ; nothing was touched.
@@ -54,9 +54,14 @@ def check_directory(config: Config, accept_changes: bool, remedy: str = _TRAININ
         kind = "no folder" if not nearest.is_dir() else "not writable"
         raise _unwritable(config, f"{nearest} is {kind}")
     changes = _changes(config)
+    if not accept_changes:
+        _check_recorded(config, remedy.format(config.run.another))
     if changes and not accept_changes:
         listed = "".join(f"\n  {line}" for line in changes)
-        raise UserError(f"{directory} belongs to a run with another config:{listed}\n{remedy}")
+        raise UserError(
+            f"{directory} belongs to a run with another config:{listed}\n"
+            f"{remedy.format(config.run.another)}"
+        )
 
 
 def write_directory(config: Config, program: Program, lock: RunLock) -> None:
@@ -188,10 +193,31 @@ def _changes(config: Config) -> list[str]:
         old = tomllib.loads(path.read_text())
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise UserError(
-            f"{path} cannot be read: {error}; restore it, or use another run.name"
+            f"{path} cannot be read: {error}; restore it, or start a new run with "
+            f"{config.run.another}"
         ) from error
     changes = differences(old, config.table)
     return [line for key, line in changes.items() if not _may_change(config, key)]
+
+
+def _check_recorded(config: Config, remedy: str) -> None:
+    """Checkpoints without the config that made them may be anyone's."""
+    directory = config.directory
+    saved = sorted(
+        int(path.name)
+        for path in (directory / "checkpoints").glob("[0-9]*")
+        if path.name.isdecimal()
+    )
+    if not saved or (directory / "config.toml").exists():
+        return
+    raise UserError(
+        f"{directory} has checkpoints (steps {', '.join(map(str, saved))}), and no config.toml, "
+        f"which says whose they are: put it back, or move the folder checkpoints away; where "
+        f"other code wrote them, `trainer convert {directory}/checkpoints RECIPE.toml` makes a run "
+        f"of the newest; else {remedy}",
+        "run.directory",
+        "run.name",
+    )
 
 
 def _may_change(config: Config, key: str) -> bool:

@@ -9,6 +9,7 @@ import re
 import sys
 import sysconfig
 from collections.abc import Collection, Iterable
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -54,18 +55,30 @@ def load_object(path: str, what: str) -> Any:
 
 
 def own_files(values: Iterable[Any]) -> dict[str, Path]:
-    """Return the files, outside of installed packages, to which import paths have led.
+    """Return the files, outside of installed packages, to which import paths lead; imports nothing.
 
     Args:
-        values: of a config; what is no import path, or of no imported module, counts for nothing.
+        values: of a config; what is no import path, or leads nowhere, counts for nothing.
     """
     found = {}
     for value in values:
         if isinstance(value, str) and re.fullmatch(r"[\w.]+:[\w.]+", value):
-            file = _file_of(value.partition(":")[0])
+            file = _found_file(value.partition(":")[0])
             if is_own(file):
                 found[value] = file
     return found
+
+
+def _found_file(module: str) -> Path:
+    """The file that importing a module would run; an empty path where there is none."""
+    spec, places = None, None
+    parts = module.split(".")
+    for count in range(1, len(parts) + 1):
+        spec = PathFinder.find_spec(".".join(parts[:count]), places)
+        if spec is None:
+            return Path()
+        places = spec.submodule_search_locations
+    return Path(spec.origin or "") if spec is not None and spec.has_location else Path()
 
 
 def is_own(file: Path) -> bool:

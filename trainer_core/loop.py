@@ -98,7 +98,8 @@ def _train(config: Config, run: Run, hooks: Hooks, lock: RunLock) -> Result:
     if first > run.settings.steps:
         raise UserError(
             f"{run.directory} has made {first} steps already, more than run.steps = "
-            f"{run.settings.steps}; raise run.steps, or start another run with run.name=NAME",
+            f"{run.settings.steps}; raise run.steps, or start another run with "
+            f"{run.settings.another}",
             "run.steps",
         )
     if first == run.settings.steps:

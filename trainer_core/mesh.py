@@ -71,7 +71,11 @@ def _shape(sizes: Sizes, devices: Sequence[jax.Device]) -> dict[str, int]:
     free = [name for name, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if len(free) > 1:
-        raise UserError(f"{where}: only one axis may be -1, not {' and '.join(free)}", _MESH)
+        raise UserError(
+            f"{where}: only one axis may be -1, not {' and '.join(free)}; give the others a size, "
+            f"such as {free[0]} = 1",
+            _MESH,
+        )
     if any(size < 1 and size != -1 for size in sizes.values()):
         raise UserError(
             f"{where}: each axis needs at least 1 device, or -1 for all that remain", _MESH

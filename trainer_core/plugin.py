@@ -57,6 +57,7 @@ def plugin(cls: Class) -> Class:
     are not settings (an open file, a counter) are declared with `attrs.field(init=False)`.
 
     A method `check(self, config)`, where there is one, is called with every table of the config
-    before jax is imported; it raises SettingError for settings that do not fit each other.
+    before jax is imported; it raises SettingError for settings that do not fit each other, and may
+    return texts that a person should read though nothing is wrong.
     """
     return attrs.define(cls, eq=False, kw_only=True, slots=False)

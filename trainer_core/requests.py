@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 import attrs
 
 from trainer_core.run import Run
 
+logger = logging.getLogger("trainer_core")
 SAVE = "checkpoint_now"  # a file in the run directory
 _EVERY = 1.0  # seconds between two looks for it, and between two questions to all processes
 _MOST = 16  # steps between them: a host may be far ahead of its device, and seem faster than it is
@@ -81,7 +83,13 @@ class Requests:
         if now - self._looked_at < _EVERY:
             return False
         self._looked_at = now
-        return (self._run.directory / SAVE).exists()
+        there = (self._run.directory / SAVE).exists()
+        if there and self._run.config["checkpoint"]["use"] == "none":
+            logger.warning(
+                '%s asks for a checkpoint, and this run saves none: [checkpoint] use = "none"',
+                self._run.directory / SAVE,
+            )
+        return there
 
     def _chosen(self, step: int) -> int:
         now = time.monotonic()

@@ -7,6 +7,7 @@ reached or another process is missing.
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import time
 from collections.abc import Mapping
@@ -17,9 +18,11 @@ import attrs
 
 from trainer_core.errors import UserError, listed
 
+logger = logging.getLogger("trainer_core")
 _RETRY = 0.2  # seconds between two attempts to reach process 0
 _READ = 5.0  # seconds that one who has connected may take to say who it is
 _LATE = 5.0  # seconds that process 0 waits, once something is wrong, for those who are late
+_SAY = 10.0  # seconds after which process 0 says again whom it waits for
 _SPARE = 0.25  # of the timeout, half a second at most: for the answer to be on its way
 Card = dict[str, Any]
 
@@ -78,15 +81,19 @@ def roll_call(place: Place, same: Mapping[str, Mapping[str, Any]]) -> None:
 def _call(place: Place, own: Card, deadline: float) -> None:
     came: list[tuple[Card, socket.socket]] = []
     problem = ""
+    said = time.monotonic()
     with ExitStack() as stack:
         server = stack.enter_context(_server(place))
         while len(came) + 1 < place.processes:
             try:
-                server.settimeout(max(0.01, deadline - time.monotonic()))
+                until = min(deadline, said + _SAY)
+                server.settimeout(max(0.01, until - time.monotonic()))
                 connection = stack.enter_context(server.accept()[0])
                 card = _received(connection, _READ)
             except TimeoutError:
                 if time.monotonic() < deadline:
+                    said = time.monotonic()
+                    _say_missing(place, [own, *(each for each, _ in came)], deadline - said)
                     continue
                 problem = problem or _missing(place, [own, *(each for each, _ in came)])
                 break
@@ -216,13 +223,30 @@ def _wrong(card: Card, cards: list[Card]) -> str:
     return ""
 
 
+def _say_missing(place: Place, cards: list[Card], seconds: float) -> None:
+    logger.warning(
+        "process 0 waits at %s for process %s, for %.0f seconds more ([distributed] timeout)",
+        place.coordinator,
+        _some(_absent(place, cards)),
+        seconds,
+    )
+
+
+def _absent(place: Place, cards: list[Card]) -> list[str]:
+    came = {card["process"] for card in cards}
+    return [str(index) for index in range(place.processes) if index not in came]
+
+
+def _some(names: list[str]) -> str:
+    return f"{', '.join(names[:20])}{', …' if len(names) > 20 else ''}"
+
+
 def _missing(place: Place, cards: list[Card]) -> str:
     came = {card["process"]: card["host"] for card in cards}
-    missing = [str(index) for index in range(place.processes) if index not in came]
+    missing = _absent(place, cards)
     text = (
         f"{len(missing)} of {place.processes} processes did not come to {place.coordinator} within "
-        f"{place.timeout} seconds ([distributed] timeout): process {', '.join(missing[:20])}"
-        f"{', …' if len(missing) > 20 else ''}"
+        f"{place.timeout} seconds ([distributed] timeout): process {_some(missing)}"
     )
     if place.is_loopback:
         text += f"; {place.host} can only be reached on this machine: give the host's own name"

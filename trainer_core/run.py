@@ -64,6 +64,11 @@ class RunSettings:
         32, "how much held-out data to evaluate on", unit="batches", check=ge(0), may_change=True
     )
 
+    @property
+    def another(self) -> str:
+        """What gives another run, in the way in which this one was given."""
+        return "run.directory=PATH" if self.directory else "run.name=NAME"
+
 
 @plugin
 class DistributedSettings:

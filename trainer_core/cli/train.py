@@ -13,6 +13,9 @@ from trainer_core.terminal.output import say
 from trainer_core.terminal.page import Page
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from trainer_core.cli.failures import Context
     from trainer_core.cli.parsing import Parser
     from trainer_core.config import Config
@@ -77,7 +80,8 @@ def _train(arguments: Namespace, style: str, context: Context) -> tuple[Config, 
     if style:
         overrides.append(f"plugins.progress.style={style}")
     # Python wraps what a signal raises while a class is made: an import is not cut off, but left.
-    config = interruptible(lambda: load_config(recipe, overrides))
+    say_imports = _say_nothing if style else _say_imports
+    config = interruptible(lambda: load_config(recipe, overrides, say_imports))
     if arguments.trace_hooks:
         show = hook_lines.show_call_as_json if style == "json" else hook_lines.show_call
         config = attrs.evolve(config, trace=show)
@@ -96,6 +100,15 @@ def _train(arguments: Namespace, style: str, context: Context) -> tuple[Config, 
     finally:
         if shown is not None:
             shown.close()
+
+
+def _say_imports(found: Mapping[str, Path]) -> None:
+    """Before any of it runs: the recipe may be a stranger's."""
+    Page().rows([("imports", "\n".join(f"{path} from {file}" for path, file in found.items()))])
+
+
+def _say_nothing(found: Mapping[str, Path]) -> None:
+    return
 
 
 def _show(config: Config, result: Result, settings: list[str]) -> None:

@@ -41,13 +41,15 @@ class Microbatch:
         choices=("each", "once"),
     )
 
-    def check(self, config: Mapping[str, Any]) -> None:
+    def check(self, config: Mapping[str, Any]) -> list[str]:
         batch_size = config["data"].get("batch_size", 1)
         if batch_size % self.microbatches:
             raise SettingError(
                 "microbatches",
                 f"must divide [data] batch_size = {batch_size}; "
-                f"the next batch_size that fits is {_next_multiple(batch_size, self.microbatches)}",
+                f"the next batch_size that fits one device is "
+                f"{_next_multiple(batch_size, self.microbatches)}; on several it must be divisible "
+                f"by microbatches x those that [shard] mesh spreads a batch over",
             )
         if self.reduce == "once" and self.gradients == "zero2":
             raise SettingError(
@@ -55,6 +57,14 @@ class Microbatch:
                 'excludes gradients = "zero2": a sum that is reduced once is whole on each device '
                 "until then; choose one of them",
             )
+        if self.microbatches > 1:
+            return []
+        idle = {"gradients": self.gradients == "zero2", "reduce": self.reduce == "once"}
+        return [
+            f"[accumulate] {name} does nothing with microbatches = 1"
+            for name, is_set in idle.items()
+            if is_set
+        ]
 
     @hookimpl
     def accumulate(self, run: Run, model: Model, loss: LossFn) -> GradFn:

@@ -21,6 +21,7 @@ class Display(Protocol):
     def phase(self, name: str) -> None: ...
     def start(self, run: Run, program: Program, step: int) -> None: ...
     def report(self, step: int, metrics: Metrics) -> None: ...
+    def note(self, text: str) -> None: ...
     def close(self) -> None: ...
 
 
@@ -65,6 +66,15 @@ class Progress:
     def report(self, run: Run, step: int, metrics: Metrics) -> None:
         if run.is_main:
             self.display.report(step, metrics)
+
+    @hookimpl(trylast=True)
+    def save(self, run: Run, step: int) -> None:
+        """Whoever asked for this save by a file shall know that it was heard."""
+        from trainer_core.requests import SAVE
+
+        saves = run.config["checkpoint"]["use"] != "none"
+        if run.is_main and saves and (run.directory / SAVE).exists():
+            self.display.note(f"{SAVE}: step {step:,} is saved")
 
     @hookimpl
     def close(self) -> None:

@@ -34,10 +34,13 @@ DEFAULT_RULES: dict[str, str | list[str]] = {
 }
 
 
+_MESH = {"data": -1, "fsdp": 1, "tensor": 1}
+
+
 @plugin
 class Rules:
     mesh: dict[str, int] = setting(
-        attrs.Factory(lambda: {"data": -1, "fsdp": 1, "tensor": 1}),
+        attrs.Factory(lambda: dict(_MESH)),
         "devices along each mesh axis; one may be -1: all that remain",
         unit="devices",
         may_change=True,
@@ -78,7 +81,8 @@ class Rules:
         rules = [self.rules, *self.overrides.values()]
         used = {axis for each in rules for rule in each.values() for axis in _names(rule)}
         for axis, size in self.mesh.items():
-            if size not in (1, -1) and axis not in used:
+            # One of ours that is left at -1 is 1, where others take all devices.
+            if size != 1 and (size != -1 or axis not in _MESH) and axis not in used:
                 raise SettingError(
                     "mesh",
                     f"no rule spreads anything over its axis {axis!r}{did_you_mean(axis, used)}; "

@@ -63,6 +63,9 @@ class LiveDisplay:
             self._eval = evaluated
             self._page.line(*step_line(step, pace.steps, self._metrics))
 
+    def note(self, text: str) -> None:
+        self._page.line(text)
+
     def close(self) -> None:
         if self._live.is_started:
             self._live.stop()

@@ -25,6 +25,9 @@ class QuietDisplay:
     def report(self, step: int, metrics: Metrics) -> None:
         return
 
+    def note(self, text: str) -> None:
+        return
+
     def close(self) -> None:
         return
 

@@ -61,6 +61,9 @@ class PlainDisplay:
             left = None if evaluated or step == pace.steps else pace.seconds_left(now)
             self._page.line(*step_line(step, pace.steps, pace.smoothed(metrics), left))
 
+    def note(self, text: str) -> None:
+        self._page.line(text)
+
     def close(self) -> None:
         self._ended.set()
         if self._heart is not None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from trainer_core.imports import own_files
-from trainer_core.recipe import flatten
 from trainer_core.terminal import figures
 
 if TYPE_CHECKING:
@@ -35,7 +33,6 @@ def summary_rows(run: Run, program: Program, step: int) -> list[tuple[str, str]]
         *_uneven(run, program),
         *program.data.summary.items(),
         ("optimizer", _optimizer(config)),
-        *_imports(config),
         ("run", f"{run.directory}, {figures.steps(run.settings.steps)}{_saved(run)}"),
     ]
     if step:
@@ -43,13 +40,6 @@ def summary_rows(run: Run, program: Program, step: int) -> list[tuple[str, str]]
         before = f", made on {run.devices_before}" if moved else ""
         rows.append(("resumed", f"from the checkpoint of step {step:,}{before}"))
     return rows
-
-
-def _imports(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Code that comes with a recipe, which is good to know where the recipe is a stranger's."""
-    found = own_files(value for _, value in flatten(config))
-    lines = [f"{path} from {file}" for path, file in found.items()]
-    return [("imports", "\n".join(lines))] if lines else []
 
 
 def _batch(run: Run, program: Program) -> str:

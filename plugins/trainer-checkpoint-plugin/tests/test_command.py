@@ -98,6 +98,23 @@ def test_diff_names_the_largest_difference_by_path(saved: Any, capsys: Any) -> N
     assert trainer(["checkpoint", "diff", a, b, "--tolerance", "20"]) == 0
 
 
+def test_diff_of_what_is_not_finite_is_json_too(saved: Any, capsys: Any) -> None:
+    other = state_at(1, saved.mesh)
+    kernel = other.params["layers"]["kernel"]
+    other.params["layers"]["kernel"] = kernel.at[0, 0].set(jnp.nan)
+    elsewhere = checkpointed.run_in(saved.directory.parent / "other")
+    save(elsewhere, other)
+    paths = [str(folder(saved, 1)), str(elsewhere.directory)]
+    assert trainer(["checkpoint", "diff", *paths, "--json"]) == 1
+
+    def no_json(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    found = json.loads(capsys.readouterr().out, parse_constant=no_json)
+    assert found["params/layers/kernel"] == "inf"
+    assert found["step"] == 0.0
+
+
 def test_diff_counts_what_is_missing_or_of_another_kind(saved: Any, capsys: Any) -> None:
     other = state_at(1, saved.mesh)
     other.params["layers"]["kernel"] = other.params["layers"]["kernel"].astype(jnp.bfloat16)

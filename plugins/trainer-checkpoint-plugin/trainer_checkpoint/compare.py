@@ -52,8 +52,12 @@ def differ(found: Sequence[Difference], tolerance: float) -> bool:
 
 
 def as_json(found: Sequence[Difference]) -> dict[str, Any]:
-    """Return path to largest difference, or to why there is none."""
-    return {each.path: each.note if each.largest is None else each.largest for each in found}
+    """Return path to largest difference, or to why there is none; `"inf"` is no JSON number."""
+    return {each.path: each.note if each.largest is None else _number(each) for each in found}
+
+
+def _number(found: Difference) -> float | str:
+    return str(found.largest) if found.largest == np.inf else float(found.largest or 0.0)
 
 
 def print_out(found: Sequence[Difference], tolerance: float) -> None:

@@ -62,7 +62,8 @@ def read_newest(run: Run, directory: Path, like: TrainState) -> Checkpoint | Non
     if found and not any((directory / str(step) / META).exists() for step in found):
         raise UserError(
             f"other code wrote what is in {directory} (steps {', '.join(map(str, found))}); "
-            f"`trainer convert {directory} RECIPE.toml run.name=NAME` makes a run of the newest"
+            f"`trainer convert {directory} RECIPE.toml {run.settings.another}` makes a run of the "
+            f"newest"
         )
     for step in reversed(found):
         try:
@@ -73,7 +74,7 @@ def read_newest(run: Run, directory: Path, like: TrainState) -> Checkpoint | Non
         raise RunError(
             f"no checkpoint in {directory} can be trusted (steps "
             f"{', '.join(map(str, found))}); nothing was deleted. To train from the start, "
-            f"give another run.name, or move that folder away"
+            f"start another run with {run.settings.another}, or move that folder away"
         )
     return None
 

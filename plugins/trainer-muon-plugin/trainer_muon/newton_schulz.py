@@ -37,8 +37,14 @@ def orthogonalize(
         [..., m, n] in `dtype`.
 
     Raises:
+        TypeError: coefficients that are none.
         ValueError: a Gram iteration in another dtype than float32.
     """
+    if not isinstance(by, Coefficients):
+        raise TypeError(
+            f"orthogonalize takes Coefficients, not {by!r}; make them: "
+            f"trainer_muon.coefficients.coefficients({by if isinstance(by, str) else 'NAME'!r})"
+        )
     rows, columns = x.shape[-2:]
     if x.size == 0:
         return x.astype(dtype)

@@ -33,7 +33,7 @@ from trainer_core.program import Program
 from trainer_core.signals import interruptible
 from trainer_core.types import TrainState
 
-_NEW_RUN = "convert begins a new run: run.name=NAME"
+_NEW_RUN = "convert begins a new run: {}"
 
 
 @attrs.frozen(kw_only=True)
@@ -110,7 +110,7 @@ def _check_place(config: Config) -> None:
     if there:
         raise UserError(
             f"{config.directory} has checkpoints already (steps {', '.join(map(str, there))}); "
-            f"{_NEW_RUN}"
+            f"{_NEW_RUN.format(config.run.another)}"
         )
 
 
