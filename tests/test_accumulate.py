@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import COEFFICIENTS, rows
+from models import rows
 from programs import Parts, build, host, recipe
 
 from trainer_core import Axis, Gradient, Model, ParamInfo, Term, UserError
@@ -18,6 +18,7 @@ from trainer_core.assemble import open_run
 from trainer_core.config import load_config
 from trainer_core.defaults.accumulate import Microbatch
 from trainer_core.loss import build_loss
+from trainer_core.testing.small import COEFFICIENTS
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

@@ -80,7 +80,7 @@ def test_a_run_says_what_it_imports_from_beside_its_recipe(tmp_path: Path) -> No
     )
     ended = trainer("train", "own.toml", folder=tmp_path)
     assert ended.returncode == 0, ended.stderr
-    assert f"own:Perceptron from {tmp_path / 'own.py'}" in ended.stdout
+    assert "own:Perceptron from own.py" in ended.stdout
 
 
 def test_what_comes_with_a_recipe_is_said_before_any_of_it_runs(tmp_path: Path) -> None:
@@ -91,7 +91,6 @@ def test_what_comes_with_a_recipe_is_said_before_any_of_it_runs(tmp_path: Path) 
     (tmp_path / "their.toml").write_text('[model]\nuse = "theirs.model:Model"\n')
     ended = trainer("train", "their.toml", folder=tmp_path)
     assert ended.returncode == 2  # there is no such class
-    said = f"imports theirs.model:Model from {package / 'model.py'} ran"
-    assert " ".join(ended.stdout.split()) == said  # a long path is put on a line of its own
+    assert ended.stdout == "imports  theirs.model:Model from theirs/model.py\nran\n"
     quiet = trainer("train", "their.toml", "distributed.process=1", folder=tmp_path)
     assert quiet.stdout == "ran\n"  # process 0 says it

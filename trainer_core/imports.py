@@ -69,6 +69,12 @@ def own_files(values: Iterable[Any]) -> dict[str, Path]:
     return found
 
 
+def from_here(file: Path) -> Path:
+    """Return a path as one would type it."""
+    here = Path.cwd()
+    return file.relative_to(here) if file.is_relative_to(here) else file
+
+
 def _found_file(module: str) -> Path:
     """The file that importing a module would run; an empty path where there is none."""
     spec, places = None, None

@@ -104,7 +104,10 @@ def _train(arguments: Namespace, style: str, context: Context) -> tuple[Config, 
 
 def _say_imports(found: Mapping[str, Path]) -> None:
     """Before any of it runs: the recipe may be a stranger's."""
-    Page().rows([("imports", "\n".join(f"{path} from {file}" for path, file in found.items()))])
+    from trainer_core.imports import from_here
+
+    lines = [f"{path} from {from_here(file)}" for path, file in found.items()]
+    Page().rows([("imports", "\n".join(lines))])
 
 
 def _say_nothing(found: Mapping[str, Path]) -> None:
