@@ -32,6 +32,7 @@ class Killer:
 """
 
 
+@pytest.mark.long  # two processes; that files take each other back is tested in the plugin
 def test_a_killed_run_that_goes_on_is_drawn_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,7 @@ from trainer_core.testing.suite import SMALL
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
+@pytest.mark.long
 class TestTensorBoard(PluginSuite):
     use = "tensorboard"
 
