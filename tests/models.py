@@ -11,9 +11,10 @@ import numpy as np
 import optax
 
 from trainer_core import Data, hookimpl, plugin, setting
-from trainer_core.testing.small import Examples, Perceptron, rows
+from trainer_core.testing.small import COEFFICIENTS, Examples, Perceptron, rows
 
-__all__ = ["Examples", "Perceptron", "rows"]  # recipes name them models:Perceptron, models:Examples
+# Recipes name them models:Perceptron, models:Examples.
+__all__ = ["COEFFICIENTS", "Examples", "Perceptron", "rows"]
 
 
 @plugin

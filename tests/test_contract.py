@@ -6,7 +6,7 @@ import pytest
 
 from trainer_core.testing import DataSuite, ModelSuite, OptimizerSuite, PluginSuite
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.contract
 
 
 class TestAdamW(OptimizerSuite):

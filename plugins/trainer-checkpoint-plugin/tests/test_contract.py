@@ -6,7 +6,7 @@ import pytest
 
 from trainer_core.testing import CheckpointSuite
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.contract
 
 
 class TestOrbax(CheckpointSuite):

@@ -6,7 +6,7 @@ import pytest
 
 from trainer_core.testing import OptimizerSuite
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.contract
 
 
 class TestMuon(OptimizerSuite):

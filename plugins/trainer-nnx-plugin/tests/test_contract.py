@@ -12,7 +12,7 @@ from trainer_core.testing import ModelSuite
 # The recipe names a module beside this file, and pytest touches no path.
 sys.path.insert(0, str(Path(__file__).parent))
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.contract
 
 
 class TestDecoder(ModelSuite):
