@@ -115,6 +115,15 @@ def test_the_order_is_followed_through_calls_conditions_and_loops(
     ]
 
 
+def test_the_architecture_says_what_is_in_every_folder() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    files = [*ROOT.glob("trainer_core/*/__init__.py"), *ROOT.glob("plugins/*/pyproject.toml")]
+    folders = [file.parent.relative_to(ROOT).as_posix() for file in files]
+    assert len(folders) > 5
+    missing = [each for each in folders if f"`{each}" not in text]
+    assert not missing, f"docs/architecture.md says nothing of {missing}"
+
+
 # ---------------------------------------------------------------------------- the errors
 
 

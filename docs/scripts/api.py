@@ -135,6 +135,8 @@ def member(value: Any, annotation: Any) -> str | None:
         return f": {bare(inspect.signature(getter).return_annotation)}"
     if isinstance(value, (staticmethod, classmethod)):
         return signature(value.__func__, bound_to="cls")
+    if hasattr(value, "_pytestfixturefunction"):  # until pytest 8.4 a fixture was a function
+        return ""
     if inspect.isfunction(value):
         return None if hasattr(value, "trainer_impl") else signature(value)
     if annotation is not None:
