@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
+from trainer_core.hook_checks import implementations
 from trainer_core.loop import fit
-from trainer_core.testing.parts import different_leaves, host
+from trainer_core.testing.parts import different_leaves
 from trainer_core.testing.resume import resumed_and_unbroken
 from trainer_core.testing.suite import Suite
 
@@ -31,7 +31,7 @@ class PluginSuite(Suite):
             self.fail(f"a run of 4 steps ended at step {result.step}, with {result.metrics}")
 
     def test_watching_changes_nothing_that_is_trained(self, tmp_path: Path) -> None:
-        if not self._hooks() <= WATCHING:
+        if not self._only_watches():
             return  # a wrapper may
         alone = self._run_in(tmp_path / "alone")
         alone["plugins"] = {
@@ -52,11 +52,9 @@ class PluginSuite(Suite):
         if notes:
             self.fail(f"{notes[0]}. `close` is called also where `start` never was")
 
-    def test_it_can_be_closed_after_a_run_and_a_second_run_begins(self, tmp_path: Path) -> None:
-        for name in ("first", "second"):
-            fit(self._run_in(tmp_path / name))
-
     def test_a_resumed_run_is_the_unbroken_one_to_the_bit(self, tmp_path: Path) -> None:
+        if self._only_watches():
+            return
         resumed, unbroken = resumed_and_unbroken(self.parts(), self.built_anew(), tmp_path)
         if changed := different_leaves(resumed, unbroken):
             self.fail(
@@ -65,28 +63,17 @@ class PluginSuite(Suite):
             )
 
     def test_its_state_is_spread_over_devices(self) -> None:
+        if self._only_watches():
+            return
         if whole := self.sharded("trainer_core.testing.sharded:three_steps")["whole"]:
             self.fail(
                 f"every device holds all of {', '.join(whole)}: keep state in trees like that of "
                 f"the parameters, made by jax.tree.map over them"
             )
 
-    def test_what_a_step_with_it_returns_stays_the_same_in_kind(self) -> None:
-        parts = self.parts()
-        state = parts.state()
-        before = host(jax.tree.map(lambda leaf: leaf[..., :0], _arrays(state.extra)))
-        state, _ = parts.step(state, parts.batch(0))
-        after = host(jax.tree.map(lambda leaf: leaf[..., :0], _arrays(state.extra)))
-        if changed := different_leaves(after, before):
-            self.fail(f"its state changes in kind from step to step: {', '.join(changed)}")
-
     def _run_in(self, folder: Path) -> dict[str, Any]:
         return self.recipe(run={"directory": str(folder / "run")})
 
-    def _hooks(self) -> set[str]:
-        cls = type(self._plugin())
-        return {name for name in dir(cls) if hasattr(getattr(cls, name, None), "trainer_impl")}
-
-
-def _arrays(tree: Any) -> Any:
-    return [leaf for leaf in jax.tree.leaves(tree) if leaf.ndim]
+    def _only_watches(self) -> bool:
+        hooks = {each.hook for each in implementations(type(self._plugin()))}
+        return hooks <= WATCHING
