@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -400,6 +401,23 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     assert_bitwise_equal(result.state, unbroken.state)
     assert lines(result.directory) == lines(unbroken.directory)
     assert [line["step"] for line in lines(result.directory)] == list(range(1, 9))
+
+
+def test_a_run_that_was_copied_elsewhere_goes_on_there_exactly(
+    recipe: Any, unbroken: Result, tmp_path: Path
+) -> None:
+    config = recipe(run={"steps": 8, "eval_every": 4}, **RESUMED)
+    stopped, _ = recorded(config, stop={"use": "models:StopAfter", "step": 4})
+    moved = tmp_path / "another disk" / "copy"
+    shutil.copytree(stopped.directory, moved)
+    shutil.rmtree(stopped.directory)
+    result = fit(
+        {**config, "run": {**config["run"], "directory": str(moved)}}, accept_changes=True
+    )  # the recorder is not there now
+    assert (result.resumed_from, result.step, result.directory) == (5, 8, moved)
+    assert not stopped.directory.exists()
+    assert_bitwise_equal(result.state, unbroken.state)
+    assert lines(moved) == lines(unbroken.directory)
 
 
 def test_a_run_that_failed_goes_on_from_its_last_checkpoint(recipe: Any, unbroken: Result) -> None:

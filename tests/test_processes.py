@@ -358,7 +358,10 @@ def test_a_killed_process_ends_the_others(process: int, folder: Path) -> None:
         assert time.monotonic() - killed < 45  # JAX itself notices within 30 seconds
     assert running[process].returncode == -signal.SIGKILL
     assert other.code != 0
-    assert other.err
+    if process == 1:
+        assert re.search(r"process 1 \(.*\).* gave no sign of life for .* killed", other.err), other
+    else:  # JAX ends it at once, as process 0 holds what connects them
+        assert "another task died" in other.err
 
 
 @pytest.mark.long

@@ -229,3 +229,60 @@ def test_a_normal_run_prints_nothing_and_the_plugin_is_imported_without_jax(run:
     assert child.communicate() == ("", "")
     assert child.returncode == 0
     assert files(run.directory)
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+import attrs, jax, jax.numpy as jnp
+from checkpointed import like, restore, run_in, saving, state_at
+from trainer_core.types import Data
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+run, megabytes, saves = run_in(Path(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
+size = (megabytes, 2**15)  # eight of them
+
+def state(step):
+    large = {str(n): jnp.full(size, step, "float32") for n in range(8)}
+    return attrs.evolve(state_at(step, run.mesh), extra=large)
+
+if saves:
+    with saving(run) as plugin:
+        for step in range(1, saves + 1):
+            plugin.save(run, step, state(step), Data())
+            if step in (saves // 5, saves):
+                plugin._writer.wait()
+                print(resident(), flush=True)
+else:
+    wanted = like(jax.eval_shape(lambda: state(0)), run.mesh)
+    before = resident()
+    found = restore(run, wanted)
+    assert int(found.step) == 1
+    print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def memory(run: Run, megabytes: int, saves: int) -> list[int]:
+    child = python(MEMORY, run.directory, megabytes, saves)
+    printed, errors = child.communicate()
+    assert child.returncode == 0, errors
+    return [int(number) for number in printed.split()]
+
+
+@pytest.mark.long
+def test_fifty_saves_take_no_more_memory_than_ten(run: Run) -> None:
+    after_ten, after_fifty = memory(run, megabytes=16, saves=50)
+    # 40 saves that each kept their arrays would be 640 MiB.
+    assert after_fifty - after_ten < 32 * 2**20
+
+
+@pytest.mark.long
+def test_a_restore_takes_little_more_memory_than_the_arrays(run: Run) -> None:
+    size = 256
+    memory(run, size, saves=1)
+    before, most = memory(run, size, saves=0)
+    # The arrays, which lie in the host's memory here, and at most 1.3 times as much beside them,
+    # with what is imported meanwhile. There are eight, of which a few are held twice at a time.
+    assert most - before < 2.3 * size * 2**20

@@ -173,21 +173,42 @@ def _position(folder: Path, process: int, processes: int) -> dict[str, Any] | No
 def _arrays(
     path: Path, targets: Mapping[tree.Path, jax.ShapeDtypeStruct]
 ) -> dict[tree.Path, jax.Array]:
-    item = tree.nested(targets)
-    shardings = jax.tree.map(lambda target: target.sharding, item)
-    restore_args = ocp.checkpoint_utils.construct_restore_args(item, shardings)
     try:
-        with quiet_reading():
-            restored = ocp.PyTreeCheckpointHandler().restore(
-                path, args=ocp.args.PyTreeRestore(item, restore_args=restore_args)
-            )
+        return _restored(path, targets)
     except Exception as error:  # Orbax raises whatever went wrong, as far down as it did
         said = re.split(r"See full TensorStore|\[tensorstore_spec", str(error))[0]
         reason = shorten(f"{type(error).__name__}: {said}", 300)
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in reason:
             raise RunError(f"{path.parent} does not fit in memory: {reason}") from error
-        raise DamagedError(f"its arrays cannot be read: {reason}") from error
+        which = _first_unreadable(path, targets) or "its arrays"
+        raise DamagedError(f"{which} cannot be read: {reason}") from error
+
+
+def _restored(
+    path: Path, targets: Mapping[tree.Path, jax.ShapeDtypeStruct], **some: Any
+) -> dict[tree.Path, jax.Array]:
+    item = tree.nested(targets)
+    shardings = jax.tree.map(lambda target: target.sharding, item)
+    restore_args = ocp.checkpoint_utils.construct_restore_args(item, shardings)
+    with quiet_reading():
+        restored = ocp.PyTreeCheckpointHandler().restore(
+            path, args=ocp.args.PyTreeRestore(item, restore_args=restore_args, **some)
+        )
     return tree.flat(restored)
+
+
+def _first_unreadable(path: Path, targets: Mapping[tree.Path, jax.ShapeDtypeStruct]) -> str:
+    """Return the path of an array that alone cannot be read; nothing where all, or none, cannot."""
+    readable, found = 0, ""
+    for name, target in targets.items():
+        try:
+            _restored(path, {name: target}, transforms={})  # one of many
+            readable += 1
+        except Exception:
+            found = found or "/".join(name)
+        if found and readable:
+            return found
+    return ""
 
 
 def _verify(arrays: Mapping[tree.Path, jax.Array], leaves: Mapping[str, Mapping[str, Any]]) -> None:
