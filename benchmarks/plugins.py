@@ -18,13 +18,13 @@ from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 from rich.console import Console
 from rich.table import Table
 
-from trainer_core import hookimpl, installed, plugin
+from trainer_core import fit, hookimpl, installed, plugin
 from trainer_core.config import Chosen, load_config
 from trainer_core.hooks import register
 from trainer_core.registry import PLUGINS, SLOTS, Candidate
@@ -39,6 +39,7 @@ COMMANDS = {
 }
 ROUNDS = 15
 CALLS = 2000
+STEPS, RUNS = 400, 9
 
 
 def main() -> None:
@@ -46,6 +47,7 @@ def main() -> None:
     console.print(starts())
     console.print(readings())
     console.print(observers())
+    console.print(steps())
 
 
 def starts() -> Table:
@@ -155,6 +157,21 @@ class Observer:
     def save(self, run: Any, step: int, state: Any, data: Any) -> None: ...
 
 
+@plugin
+class Clock:
+    """Notes when each step is reported."""
+
+    seen: ClassVar[list[float]] = []
+
+    @hookimpl
+    def start(self) -> None:
+        self.seen.clear()
+
+    @hookimpl
+    def report(self) -> None:
+        self.seen.append(time.perf_counter())
+
+
 def observers() -> Table:
     """Microseconds of dispatch: hooks whose plugins do nothing, and what of a step that is."""
     table = Table(title="us of a hook call whose observers do nothing, and of a step with a report")
@@ -172,6 +189,40 @@ def observers() -> Table:
         shares = [f"{100 * times[0] / length:.2f} %" for length in (1e3, 1e5)]
         table.add_row(str(count), *(f"{each:.1f}" for each in times), *shares)
     return table
+
+
+def steps() -> Table:
+    """Milliseconds a step of whole runs of a small model, in turn with each number of observers."""
+    table = Table(
+        title=f"ms a step of a perceptron of {STEPS} steps, medians of {RUNS} runs in turn"
+    )
+    table.add_column("observers")
+    table.add_column("ms", justify="right")
+    table.add_column("against none", justify="right")
+    taken: dict[int, list[float]] = {count: [] for count in OBSERVERS}
+    for _ in range(RUNS):
+        for count, found in taken.items():
+            found.append(milliseconds_a_step(count))
+    for count, found in taken.items():
+        ratios = [some / none for some, none in zip(found, taken[0], strict=True)]
+        ratio = f"{statistics.median(ratios):.3f}"
+        table.add_row(str(count), f"{statistics.median(found):.3f}", ratio)
+    return table
+
+
+def milliseconds_a_step(count: int) -> float:
+    from trainer_core.testing.suite import SMALL
+
+    observing = {f"o{index}": {"use": "__main__:Observer"} for index in range(count)}
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {**SMALL["run"], "directory": f"{folder}/run", "steps": STEPS, "eval_every": 0}
+        clock = {"clock": {"use": "__main__:Clock"}}
+        plugins = {"progress": False, "jsonl": True, **observing, **clock}
+        fit({**SMALL, "run": settings, "plugins": plugins})
+    # The first steps still warm up.
+    return 1000 * statistics.median(
+        after - before for before, after in zip(Clock.seen[20:], Clock.seen[21:], strict=False)
+    )
 
 
 def with_observers(count: int) -> Any:

@@ -211,6 +211,16 @@ def test_a_hook_that_is_none_of_these_but_loses_an_answer_is_told_of_with_who_wr
     assert "does each wrapper return it?" in str(caught.value)
 
 
+def test_a_wrapper_of_evaluate_returns_all_answers(install: Install, recipe: Any) -> None:
+    code = f"{HEAD}@hookimpl(wrapper=True)\n    def evaluate(self):\n        return (yield)[0]"
+    install("trainer-odd", ODD, code)
+    with pytest.raises(UserError, match="a wrapper returns the list of all answers") as caught:
+        fit(recipe(plugins={"odd": {}}))
+    assert "the hook evaluate, wrapped by [plugins.odd] odd (trainer-odd 3.2.1)" in str(
+        caught.value
+    )
+
+
 # ------------------------------------------------------------------ twice there
 
 
@@ -396,6 +406,13 @@ def test_no_plugins_leaves_the_core_alone(
         assert said in " ".join(capsys.readouterr().err.split())
     assert not core_alone()
     assert NO_PLUGINS not in os.environ
+
+
+def test_no_plugins_after_the_command_is_told_where_it_belongs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["train", "--no-plugins", "run.steps=1"]) == 2
+    assert "before the command: `trainer --no-plugins train ...`" in capsys.readouterr().err
 
 
 def test_no_plugins_trains_with_what_the_recipe_itself_imports(

@@ -81,6 +81,8 @@ def run(arguments: list[str], context: Context) -> int:
 
         Page().line(f"trainer-core {version('trainer-core')}")
         return 0
+    if ALONE in rest:
+        raise UserError(f"{ALONE} stands before the command: `trainer {ALONE} {name} ...`")
     module, summary = _own(name) if name in COMMANDS else _foreign(name)
     parser = Parser(f"trainer {name}", summary)
     module.configure(parser)

@@ -105,6 +105,9 @@ def wrapped(text: str, width: int) -> list[str]:
     """Return the lines of a text, at least one; only a word that is wider than `width` is too."""
     lines = []
     for line in text.split("\n"):
+        if len(line) <= width and line.isprintable():  # most do; a wrapper takes 50 us to make
+            lines.append(line.rstrip())
+            continue
         lines += _wrapper(max(10, width)).wrap(line) or [""]
     return lines
 
