@@ -337,6 +337,17 @@ def test_a_command_of_two_packages_is_neithers(
     assert run(["train", "--help"]) == 0  # the core's own is not replaced
 
 
+def test_of_two_versions_in_one_folder_none_is_said_to_be_the_one(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("trainer-odd", ODD, version="1.0")
+    install("trainer-odd", ODD, version="2.0")
+    assert run(["plugins", "--json"]) == 0
+    (note,) = json.loads(capsys.readouterr().out)["notes"]
+    assert "beside it; which of them is imported is not known" in note
+    assert {"1.0", "2.0"} <= set(note.split())
+
+
 # ------------------------------------------------------------------ many
 
 

@@ -108,8 +108,8 @@ def test_explain_hooks_is_a_table_that_fits_100_columns(
     assert "\x1b" not in text
     origin = " ".join(CORE)
     assert re.search(
-        r"^step +one +1 +\[plugins\.outer\] watchers:Outer +around +watchers:Outer\n"
-        r" +2 +\[plugins\.inner\] watchers:Inner +around +watchers:Inner\n"
+        r"^step +one +1 +\[plugins\.outer\] +around +watchers:Outer\n"
+        r" +2 +\[plugins\.inner\] +around +watchers:Inner\n"
         rf" +3 +\[step\] gradient +{re.escape(origin)}$",
         text,
         re.MULTILINE,

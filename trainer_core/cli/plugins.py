@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -15,6 +16,7 @@ from trainer_core.terminal.page import Page
 if TYPE_CHECKING:
     from trainer_core.cli.failures import Context
     from trainer_core.cli.parsing import Parser
+    from trainer_core.installed import Package
     from trainer_core.registry import Candidate
 
 
@@ -96,11 +98,7 @@ def notes() -> list[str]:
 
     groups = [GROUP, *(slot.group for slot in (*SLOTS.values(), PLUGINS))]
     found = everything()
-    said = [
-        f"{package.name} is installed more than once: {first.version} in {first.folder} is used, "
-        f"{package.version} in {package.folder} is not"
-        for package, first in found.hidden
-    ]
+    said = [_twice(package, first) for package, first in found.hidden]
     said += [
         f"{entry.package} registers {entry.name!r} in {entry.group}, a group that this "
         f"trainer-core has not{did_you_mean(entry.group, groups)}"
@@ -110,6 +108,16 @@ def notes() -> list[str]:
     if core_alone():
         said.append(f"--no-plugins, or {NO_PLUGINS} in the environment, leaves all others out")
     return said
+
+
+def _twice(package: Package, first: Package) -> str:
+    said = f"{package.name} is installed more than once: {first.version} in {first.folder}"
+    if Path(first.folder).parent == Path(package.folder).parent:
+        return (
+            f"{said} and {package.version} beside it; which of them is imported is not known: "
+            f"uninstall it until it is gone, and install it again"
+        )
+    return f"{said} is used, {package.version} in {package.folder} is not"
 
 
 def what_is_wrong(candidate: Candidate) -> str:
