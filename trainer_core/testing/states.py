@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from trainer_core.assemble import open_run
 from trainer_core.config import load_config
@@ -75,7 +75,7 @@ def placed(state: TrainState, mesh: Any) -> TrainState:
 
 def like(state: TrainState, mesh: Any) -> TrainState:
     """Return the shapes, dtypes and shardings of a state on a mesh."""
-    mesh = jax.make_mesh((1, 1), ("fsdp", "tensor")) if mesh is None else mesh
+    mesh = _mesh(1, 1) if mesh is None else mesh
 
     def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
         spread = leaf.ndim == 2 and not leaf.shape[0] % 4 and not leaf.shape[1] % 2
@@ -150,4 +150,8 @@ def _opened(recipe: dict[str, Any]) -> tuple[Run, Hooks]:
 
 
 def _mesh_of_eight() -> Any:
-    return jax.make_mesh((4, 2), ("fsdp", "tensor"))
+    return _mesh(4, 2)
+
+
+def _mesh(fsdp: int, tensor: int) -> Any:
+    return jax.make_mesh((fsdp, tensor), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
