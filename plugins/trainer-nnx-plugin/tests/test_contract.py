@@ -23,7 +23,7 @@ class TestDecoder(ModelSuite):
         "heads": 4,
         "kv_heads": 2,
         "head_dim": 4,
-        "mlp": 12,
+        "mlp": 16,
         "vocab": 64,
     }
     mesh = {"fsdp": 4, "tensor": 2}
