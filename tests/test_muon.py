@@ -39,8 +39,18 @@ LAID_OUT: dict[str, Any] = {
 
 
 @pytest.mark.eight_devices
-@pytest.mark.parametrize("settings", [{}, {"normuon": True}])
-@pytest.mark.parametrize("name", LAID_OUT)
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        *((name, {}) for name in LAID_OUT),
+        ("blocks", {"normuon": True}),
+        *(
+            pytest.param(name, {"normuon": True}, marks=pytest.mark.long)
+            for name in LAID_OUT
+            if name != "blocks"
+        ),
+    ],
+)
 def test_any_axis_may_be_spread(name: str, settings: Any, quick_compiles: None) -> None:
     from trainer_muon import Description, describe, muon, placement_of
 
@@ -67,8 +77,15 @@ MATRIX_BYTES = 4 * 12 * (4 * 512 * 512 + 3 * 512 * 2048)
 
 
 @pytest.mark.eight_devices
-@pytest.mark.parametrize("scan", [True, False])
-@pytest.mark.parametrize(("mesh", "axes"), [("fsdp", 1), ("fsdp and tensor", 2)])
+@pytest.mark.parametrize(
+    ("mesh", "axes", "scan"),
+    [
+        ("fsdp", 1, False),
+        ("fsdp and tensor", 2, True),
+        pytest.param("fsdp", 1, True, marks=pytest.mark.long),
+        pytest.param("fsdp and tensor", 2, False, marks=pytest.mark.long),
+    ],
+)
 def test_each_group_crosses_each_mesh_axis_once_each_way(
     mesh: str, axes: int, scan: bool, quick_compiles: None, capfd: Any
 ) -> None:

@@ -80,7 +80,10 @@ def local(leaf: jax.Array) -> tuple[int, ...]:
 
 
 @pytest.mark.eight_devices
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize(
+    "mesh",
+    [pytest.param(name, marks=[pytest.mark.long] * (name != "all three")) for name in MESHES],
+)
 def test_every_leaf_lies_where_it_was_declared_before_and_after_a_step(mesh: str) -> None:
     parts = on(MESHES[mesh])
     declared = parts.program.shardings.state
