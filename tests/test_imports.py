@@ -83,6 +83,17 @@ def test_a_run_says_what_it_imports_from_beside_its_recipe(tmp_path: Path) -> No
     assert "own:Perceptron from own.py" in ended.stdout
 
 
+def test_reading_a_run_says_what_it_imports_before_any_of_it_runs(tmp_path: Path) -> None:
+    (tmp_path / "theirs.py").write_text("import sys\nprint('ran', file=sys.stderr)\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").write_text('[model]\nuse = "theirs:Model"\n')
+    for command in ("evaluate", "sample"):
+        ended = trainer(command, "run", folder=tmp_path)
+        assert ended.returncode == 2  # there is no such class
+        assert ended.stderr.startswith("note: imports theirs:Model from theirs.py\nran\nerror: ")
+        assert ended.stdout == ""
+
+
 def test_what_comes_with_a_recipe_is_said_before_any_of_it_runs(tmp_path: Path) -> None:
     package = tmp_path / "theirs"
     package.mkdir()

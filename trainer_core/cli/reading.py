@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,8 @@ import attrs
 
 from trainer_core.cli.waiting import waiting
 from trainer_core.errors import UserError
+from trainer_core.imports import from_here
+from trainer_core.terminal.errors import say_note
 
 if TYPE_CHECKING:
     from trainer_core.config import Config
@@ -100,7 +102,14 @@ def _config(directory: Path, overrides: Sequence[str]) -> Config:
             "plugins.progress=false",
             *overrides,
         ],
+        _say_imports,
     )
+
+
+def _say_imports(found: Mapping[str, Path]) -> None:
+    """Before any of it runs: the run may be a stranger's."""
+    for path, file in found.items():
+        say_note(f"imports {path} from {from_here(file)}")
 
 
 def _is_near(folder: Path, directory: Path) -> bool:

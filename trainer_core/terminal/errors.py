@@ -1,4 +1,4 @@
-"""What goes to stderr: errors and warnings, each in one style."""
+"""What goes to stderr: errors, warnings and notes, each in one style."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from trainer_core.deprecations import PluginDeprecation
 def say_error(text: str) -> None:
     """Print `error: ...` on stderr."""
     _say("error: ", "bold red", text)
+
+
+def say_note(text: str) -> None:
+    """Print `note: ...` on stderr, where stdout is for the answer alone."""
+    _say("note: ", "yellow", text)
 
 
 def show_warnings() -> None:
