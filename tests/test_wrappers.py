@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from fenced import shown
 from programs import Parts, assert_bitwise_equal, build, host, recipe
 
+from trainer_core import cli
 from trainer_core.imports import search_in
 from trainer_core.loop import fit
+from trainer_core.testing import PluginSuite
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -70,37 +74,7 @@ class Norm:
         return step
 '''
 
-AVERAGE = '''\
-"""Keeps an exponential moving average of the parameters."""
-
-import attrs
-import jax
-
-from trainer_core import hookimpl, plugin, setting
-
-
-@plugin
-class Average:
-    decay: float = setting(0.5)
-
-    @hookimpl(wrapper=True)
-    def step(self):
-        inner = yield
-
-        def apply(state, batch):
-            after, metrics = inner(state, batch)
-            average = jax.tree.map(
-                lambda old, new: self.decay * old + (1 - self.decay) * new,
-                state.extra["average"],
-                after.params,
-            )
-            return attrs.evolve(after, extra=after.extra | {"average": average}), metrics
-
-        def init(params):
-            return inner.init(params) | {"average": params}
-
-        return attrs.evolve(inner, apply=apply, init=init)
-'''
+AVERAGE = shown(Path(__file__).parents[1] / "docs/hooks.md", "average.py")
 
 FILES = {"noise.py": NOISE, "norm.py": METRIC, "average.py": AVERAGE}
 USES = {"noise": "noise:Noise", "norm": "norm:Norm", "average": "average:Average"}
@@ -166,7 +140,7 @@ def test_a_plain_function_around_a_step_adds_a_metric(recipe: Any, plugins: Any)
 def test_a_step_with_state_of_its_own_keeps_it_under_other_wrappers(
     plugins: Any, names: list[str]
 ) -> None:
-    parts = build(recipe(plugins=plugins(*names)))
+    parts = build(recipe(plugins=plugins(*names, average={"decay": 0.5})))
     state = parts.state()
     expected = host(state.params)
     for step in range(3):
@@ -199,8 +173,32 @@ def test_the_state_of_a_wrapper_is_saved_and_restored(
     )
 
 
+def test_an_average_is_evaluated_in_the_run_and_after_it(
+    recipe: Any, plugins: Any, tmp_path: Any, capsys: Any
+) -> None:
+    result = fit(
+        recipe(
+            run={"eval_every": 2, "eval_batches": 2},
+            checkpoint={"use": "orbax"},
+            plugins=plugins("average"),
+        )
+    )
+    run = str(tmp_path / "run")
+    found = []
+    for choice in ([], ["--params=average"]):
+        assert cli.run(["evaluate", run, "--json", *choice]) == 0
+        found.append(json.loads(capsys.readouterr().out)["eval_loss"])
+    # The same program on the same parameters.
+    assert found == [result.metrics["eval_loss"], result.metrics["eval_loss_of_average"]]
+    assert found[0] != found[1]
+    assert cli.run(["evaluate", run, "--params=gradient"]) == 2
+    assert "no parameters of that name; it keeps: average" in capsys.readouterr().err
+
+
 def test_a_skipped_step_is_skipped_under_a_wrapper_too(plugins: Any) -> None:
-    parts = build(recipe(plugins=plugins("average", "norm"), data={"nan_loss": [0]}))
+    parts = build(
+        recipe(plugins=plugins("average", "norm", average={"decay": 0.5}), data={"nan_loss": [0]})
+    )
     before = parts.state()
     kept = host(before.params)
     after, metrics = parts.step(before, parts.batch(0))
@@ -219,6 +217,14 @@ def test_the_state_of_a_wrapper_lies_like_the_parameters(plugins: Any) -> None:
     state, _ = parts.step(parts.state(), parts.batch(0))
     kernel = state.extra["average"]["hidden"]["kernel"]
     assert kernel.addressable_shards[0].data.shape == (4, 8)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("plugins")
+class TestAverage(PluginSuite):
+    """What every plugin must hold to, of the one that docs/hooks.md shows."""
+
+    use = "average:Average"
 
 
 def leaves(tree: Any) -> list[np.ndarray]:

@@ -8,6 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer_core.cli.reading import params_argument, read_run
 from trainer_core.errors import UserError
 from trainer_core.terminal import figures
 from trainer_core.terminal.output import say
@@ -25,6 +26,7 @@ def configure(parser: Parser) -> None:
     parser.add_argument(
         "settings", metavar="KEY=VALUE", nargs="*", help="what to set otherwise for this once"
     )
+    params_argument(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.examples = [
         ("trainer evaluate runs/default", "as at the end of the run"),
@@ -36,13 +38,12 @@ def configure(parser: Parser) -> None:
 def run(arguments: Namespace, context: Context) -> int:
     """Print the loss on held-out data."""
     del context
-    from trainer_core.cli.reading import read_run
     from trainer_core.cli.waiting import waiting
     from trainer_core.defaults.evaluate import build_held_out_loss
     from trainer_core.defaults.jsonl import json_metrics
     from trainer_core.signals import interruptible
 
-    with read_run(Path(arguments.run), arguments.settings) as reading:
+    with read_run(Path(arguments.run), arguments.settings, arguments.params) as reading:
         batches = _batches(reading)
         began = time.monotonic()
         with waiting("evaluating"):

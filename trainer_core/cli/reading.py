@@ -6,16 +6,18 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from trainer_core.cli.waiting import waiting
 from trainer_core.errors import UserError
 from trainer_core.imports import from_here
+from trainer_core.suggest import did_you_mean
 from trainer_core.terminal.errors import say_note
 
 if TYPE_CHECKING:
+    from trainer_core.cli.parsing import Parser
     from trainer_core.config import Config
     from trainer_core.program import Program
     from trainer_core.types import TrainState
@@ -35,12 +37,15 @@ class Reading:
 
 
 @contextmanager
-def read_run(directory: Path, overrides: Sequence[str]) -> Iterator[Reading]:
+def read_run(
+    directory: Path, overrides: Sequence[str], params: str | None = None
+) -> Iterator[Reading]:
     """Open the newest checkpoint of a run, by the hooks that the run itself would use.
 
     Args:
         directory: of the run.
         overrides: `KEY=VALUE`, on top of what the run was made with.
+        params: the name in `state.extra` of other parameters to take for the trained ones.
 
     Raises:
         UserError: it is no run directory, it has no checkpoint, or the overrides do not fit it.
@@ -65,8 +70,42 @@ def read_run(directory: Path, overrides: Sequence[str]) -> Iterator[Reading]:
                 f"{directory} has no checkpoint yet ([checkpoint] use = {json.dumps(use)}); "
                 f"it has one after its first save"
             )
+        if params is not None:
+            state = attrs.evolve(state, params=_kept(state, params))
         run.pass_by("evaluating")
         yield Reading(program, state, int(state.step))
+
+
+def params_argument(parser: Parser) -> None:
+    """Declare `--params`."""
+    parser.add_argument(
+        "--params",
+        metavar="NAME",
+        help="the parameters that a plugin of the run keeps under this name, such as an average",
+    )
+
+
+def _kept(state: TrainState, name: str) -> Any:
+    """Return parameters that a step, or a wrapper of it, keeps beside the trained ones."""
+    import jax
+
+    def shapes(tree: Any) -> Any:
+        leaves, structure = jax.tree.flatten(tree)
+        return structure, [leaf.shape for leaf in leaves]
+
+    kept = [key for key, tree in state.extra.items() if shapes(tree) == shapes(state.params)]
+    if name not in kept:
+        which = f"it keeps: {', '.join(kept)}" if kept else "it keeps the trained ones alone"
+        raise UserError(
+            f"--params={name}: the run keeps no parameters of that name"
+            f"{did_you_mean(name, kept)}; {which}"
+        )
+    # As the compiled functions expect them, whatever the wrapper keeps.
+    return jax.tree.map(
+        lambda own, trained: jax.device_put(own.astype(trained.dtype), trained.sharding),
+        state.extra[name],
+        state.params,
+    )
 
 
 def recipe_of(directory: Path) -> Path:

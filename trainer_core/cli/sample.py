@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer_core.cli.parsing import at_least, number_at_least
+from trainer_core.cli.reading import params_argument, read_run
 from trainer_core.cli.text import TEMPERATURE
 from trainer_core.terminal.output import is_terminal
 from trainer_core.terminal.page import Page
@@ -55,6 +56,7 @@ def configure(parser: Parser) -> None:
         default=[],
         help="set a key of the run's config otherwise, such as shard.mesh={data=1}",
     )
+    params_argument(parser)
     parser.examples = [
         ('trainer sample runs/default "def "', "go on from these characters"),
         ("trainer sample runs/default --temperature=0", "what it holds likeliest"),
@@ -64,11 +66,13 @@ def configure(parser: Parser) -> None:
 def run(arguments: Namespace, context: Context) -> int:
     """Write a text."""
     del context
-    from trainer_core.cli.reading import read_run
     from trainer_core.cli.text import default_prompt, printable, write
     from trainer_core.cli.waiting import waiting
 
-    with read_run(Path(arguments.run), arguments.set) as reading, waiting("writing") as phase:
+    with (
+        read_run(Path(arguments.run), arguments.set, arguments.params) as reading,
+        waiting("writing") as phase,
+    ):
         program = reading.program
         phase("compiling and writing")
         prompt = arguments.prompt if arguments.prompt is not None else default_prompt(program)

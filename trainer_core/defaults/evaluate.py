@@ -20,27 +20,24 @@ if TYPE_CHECKING:
 class HeldOutLoss:
     """`eval_loss` over `[run] eval_batches` held-out batches."""
 
-    program: Program | None = attrs.field(init=False, default=None)
     losses: Callable[[TrainState, int], Metrics] | None = attrs.field(init=False, default=None)
 
     @hookimpl
     def start(self, program: Program) -> None:
-        self.program = program
         self.losses = build_held_out_loss(program)
 
     @hookimpl
     def evaluate(self, run: Run, state: TrainState) -> Metrics | None:
-        assert self.program is not None
         assert self.losses is not None
-        count = min(run.settings.eval_batches, self.program.data.held_out_batches)
-        return self.losses(state, count) if count else None
+        return self.losses(state, run.settings.eval_batches) or None
 
 
 def build_held_out_loss(program: Program) -> Callable[[TrainState, int], Metrics]:
     """Return `losses(state, batches)`: `eval_loss`, and `eval_loss/TERM` where there are several.
 
     Sums and weights are added up over all batches and divided once, so that the figure does not
-    depend on how the examples fall into batches. It is compiled at the first call.
+    depend on how the examples fall into batches. It takes as many batches as there are, if that is
+    fewer, and returns nothing of none. It is compiled at the first call.
     """
     import jax
 
@@ -64,12 +61,15 @@ def build_held_out_loss(program: Program) -> Callable[[TrainState, int], Metrics
     def losses(state: TrainState, batches: int) -> Metrics:
         # Devices work while the next batch is prepared; float64 on the host for the total.
         parts: list[Any] = []
+        batches = min(batches, program.data.held_out_batches)
         in_turn = must_run_in_turn(program.run.mesh.devices.ravel().tolist())
         for index in range(batches):
             batch = program.place(program.data.held_out(index))
             if parts and in_turn:
                 jax.block_until_ready(parts[-1])
             parts.append(compiled(state.params, state.buffers, state.key, batch))
+        if not parts:
+            return {}
         totals = jax.tree.map(lambda *each: sum(map(float, each)), *jax.device_get(parts))
         found = jax.device_get(divide(totals))
         return {f"eval_{name}": float(value) for name, value in found.items()}
