@@ -5,7 +5,7 @@ A fenced block of README.md or docs/*.md is, by its language:
 - python: run; all blocks of a page share one namespace and one empty folder, in order;
 - toml: a recipe, which `load_config` must accept, or a mapping of names for `trainer convert`;
 - console: lines that begin with `$ ` are commands, run in that folder; `trainer`, and `python` with
-  a file, in this process;
+  a file, in this process; `pip install -e` has the effect for which it is there;
 - text: a layout or a formula, not run.
 
 A python or toml block that begins with `# file: NAME` is written to that file. A command must
@@ -34,6 +34,7 @@ import attrs
 import jax
 import pytest
 from fenced import Block, blocks, masked, pattern
+from packages import install
 from trainer_checkpoint.convert.mapping import load_mapping
 
 from trainer_core import cli
@@ -46,7 +47,8 @@ from trainer_core.settings import setting_fields, shown, structure
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 OTHERS = [ROOT / "CHANGELOG.md", *sorted(ROOT.glob("plugins/*/README.md"))]
-TRAINING = ("migration", "muon", "own-model", "recipes")  # more than ten seconds of it
+# More than ten seconds of training.
+TRAINING = ("migration", "muon", "own-model", "recipes", "write-an-optimizer")
 LANGUAGES = ("python", "toml", "console", "text")
 OURS = (
     "trainer-core",
@@ -57,6 +59,7 @@ OURS = (
     "trainer-tensorboard-plugin",
 )
 
+WALK = ("needs an environment of its own", ("tests/test_third_party.py", "write-an-optimizer.md"))
 HARD = "model.dropout=0.1 model.compute_dtype=bfloat16 accumulate.microbatches=4"
 # The command, why it is not run here, and the file that runs it with the words that do so.
 NOT_RUN = {
@@ -82,6 +85,9 @@ NOT_RUN = {
         "builds and installs all distributions",
         (".ci/run", ".ci/release"),
     ),
+    "pytest trainer-cautious-plugin": WALK,
+    "uv build trainer-cautious-plugin": WALK,
+    "uv publish trainer-cautious-plugin/dist/*": WALK,
     ".ci/run": ("runs this test", (".ci/run", "uv run pytest")),
     f"trainer compare linen.toml nnx.toml --steps 6 {HARD}": (
         "starts two processes, and compiles for long",
@@ -139,7 +145,7 @@ def check_toml(block: Block) -> None:
         path = Path("unnamed.toml")
         path.write_text(block.text)
         load_config(path)
-    elif block.file == "pyproject.toml":
+    elif Path(block.file).name == "pyproject.toml":
         tomllib.loads(block.text)
     elif "[[rule]]" in block.text:
         load_mapping(Path(block.file))
@@ -152,6 +158,9 @@ def check_commands(block: Block, place: str) -> None:
     for command, expected in block.commands:
         if command in NOT_RUN:
             continue
+        if command.startswith("pip install -e "):
+            install_here(Path(shlex.split(command)[3]))
+            continue
         if command == "echo $?":
             assert expected == [str(code)], f"{place}: the exit code is {code}"
             code = 0
@@ -163,6 +172,13 @@ def check_commands(block: Block, place: str) -> None:
                 f"{place}: `{command}` prints\n{printed}"
             )
     assert code == 0, f"{place}: exits with {code}:\n{printed}"
+
+
+def install_here(folder: Path) -> None:
+    """Make a package one that is installed, editable, as far as this process sees."""
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    install(folder, project["name"], project["entry-points"], project["version"])
+    sys.path.append(str(folder.resolve()))
 
 
 def run(command: str) -> tuple[int, str]:
