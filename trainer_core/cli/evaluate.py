@@ -55,7 +55,7 @@ def run(arguments: Namespace, context: Context) -> int:
         if arguments.json:
             say(json.dumps({"step": reading.step, "batches": batches, **json_metrics(metrics)}))
         else:
-            Page().rows(_rows(arguments.run, reading, batches, metrics, seconds))
+            Page().rows(_rows(arguments, reading, batches, metrics, seconds))
     return 0
 
 
@@ -71,7 +71,7 @@ def _batches(reading: Reading) -> int:
 
 
 def _rows(
-    directory: str, reading: Reading, batches: int, metrics: dict[str, Any], seconds: float
+    asked: Namespace, reading: Reading, batches: int, metrics: dict[str, Any], seconds: float
 ) -> list[tuple[str, str]]:
     from trainer_core.cli.closing import quality
 
@@ -80,7 +80,8 @@ def _rows(
     if program.tokens_per_step is not None:
         size += f", {figures.amount(batches * program.tokens_per_step)} tokens"
     rows = [
-        ("run", f"{directory}, step {reading.step:,}"),
+        ("run", f"{asked.run}, step {reading.step:,}"),
+        *([("params", asked.params)] if asked.params else []),
         ("data", f"{size}, in {figures.span(seconds)}"),
         ("eval loss", quality(metrics["eval_loss"], program)),
     ]
