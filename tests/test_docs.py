@@ -86,6 +86,8 @@ NOT_RUN = {
         (".ci/run", ".ci/release"),
     ),
     "pytest trainer-cautious-plugin": WALK,
+    "pytest trainer-pairs-plugin trainer-walks-plugin trainer-csv-plugin trainer-average-plugin "
+    "trainer-files-plugin": WALK,
     "uv build trainer-cautious-plugin": WALK,
     "uv publish trainer-cautious-plugin/dist/*": WALK,
     ".ci/run": ("runs this test", (".ci/run", "uv run pytest")),
@@ -159,7 +161,8 @@ def check_commands(block: Block, place: str) -> None:
         if command in NOT_RUN:
             continue
         if command.startswith("pip install -e "):
-            install_here(Path(shlex.split(command)[3]))
+            for folder in re.findall(r"-e (\S+)", command):
+                install_here(Path(folder))
             continue
         if command == "echo $?":
             assert expected == [str(code)], f"{place}: the exit code is {code}"

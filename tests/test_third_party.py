@@ -1,7 +1,8 @@
-"""A third party's optimizer, from the outside: docs/write-an-optimizer.md, word by word.
+"""A third party's plugins, from the outside: docs/write-an-optimizer.md and docs/write-a-plugin.md.
 
-Its files are written and its commands run in a folder outside of the repository, in an empty
-environment with the wheels of our distributions. Then its wheel takes the place of its folder.
+Their files are written and their commands run in a folder outside of the repository, in an empty
+environment with the wheels of our distributions. The wheel of the optimizer that comes of it then
+takes the place of its folder.
 """
 
 from __future__ import annotations
@@ -18,9 +19,17 @@ import pytest
 from fenced import shown
 from third_party import ROOT, Elsewhere, elsewhere, index, walk, wheels
 
-from trainer_core.cli.new_plugin import package
+from trainer_core.cli.new_plugin import KINDS, package
 
 PAGE = ROOT / "docs/write-an-optimizer.md"
+OTHERS = ROOT / "docs/write-a-plugin.md"
+SHOWN = {
+    "model": "pairs",
+    "data": "walks",
+    "logger": "csv",
+    "wrapper": "average",
+    "checkpoint": "files",
+}
 FOLDER = "trainer-cautious-plugin"
 WHEEL = f"{FOLDER}/dist/trainer_cautious_plugin-0.1.0-py3-none-any.whl"
 NAMED = f"{FOLDER} 0.1.0"
@@ -52,6 +61,21 @@ def test_the_page_shows_what_new_plugin_writes(name: str) -> None:
     assert shown(PAGE, f"{FOLDER}/{name}") == package("optimizer", "cautious")[name]
 
 
+@pytest.mark.parametrize(("kind", "name"), SHOWN.items())
+def test_the_other_page_shows_what_new_plugin_writes(kind: str, name: str) -> None:
+    module = f"trainer_{name}.py"
+    assert shown(OTHERS, f"trainer-{name}-plugin/{module}") == package(kind, name)[module]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_lines_that_a_third_party_writes_are_as_the_page_says(kind: str) -> None:
+    written = package(kind, "name")
+    files = ("trainer_name.py", "pyproject.toml", "tests/test_trainer_name.py")
+    counts = [len([line for line in written[file].splitlines() if line]) for file in files]
+    about = [kind, f"`{KINDS[kind].group}`", f"`{KINDS[kind].suite}`", *map(str, counts)]
+    assert f"| {' | '.join(about)} |" in OTHERS.read_text().splitlines()
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elsewhere]:
     """Return where the page was walked through, and its wheel then installed."""
@@ -77,6 +101,11 @@ def test_its_wheel_is_what_runs(place: Elsewhere) -> None:
         for each in listed
         if each["name"] == "cautious"
     ] == [(FOLDER, "0.1.0", "ok")]
+
+
+@pytest.mark.long
+def test_plugins_of_the_other_kinds_go_the_same_way(place: Elsewhere) -> None:
+    walk(OTHERS, place)
 
 
 @pytest.mark.long

@@ -39,6 +39,7 @@ KINDS = {
     "model": Kind("trainer.models", "model", "ModelSuite", ("jax>=0.7.0",)),
     "data": Kind("trainer.data", "data", "DataSuite", ("numpy>=1.26",)),
     "logger": Kind("trainer.plugins", "plugins", "PluginSuite", ("attrs>=23.2",)),
+    "wrapper": Kind("trainer.plugins", "plugins", "PluginSuite", ("attrs>=23.2", "optax>=0.2.5")),
     "checkpoint": Kind(
         "trainer.checkpoints", "checkpoint", "CheckpointSuite", ("jax>=0.7.0", "numpy>=1.26")
     ),
