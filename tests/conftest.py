@@ -126,7 +126,10 @@ class _Child:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "", *tests],
                 cwd=root,
-                env=os.environ | {"XLA_FLAGS": flags, _OUTCOMES: str(self.outcomes)},
+                # NPROC: threads for collectives; see docs/many-devices.md.
+                env={"NPROC": "64"}
+                | os.environ
+                | {"XLA_FLAGS": flags, _OUTCOMES: str(self.outcomes)},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )

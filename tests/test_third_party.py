@@ -43,9 +43,7 @@ RUN = (
 )
 EIGHT = {
     "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    # XLA's threads: collectives that need not wait for each other can take up as many as there are
-    # devices, and then wait for those that find no thread.
-    "NPROC": "64",
+    "NPROC": "64",  # threads for collectives; see docs/many-devices.md
 }
 
 

@@ -14,6 +14,9 @@ import sys
 from typing import Any
 
 _FLAG = "--xla_force_host_platform_device_count=8"
+# XLA has one thread a device or a core, unless told otherwise, and collectives of one program that
+# are independent of each other can occupy all of them: they wait for a device that finds none.
+_THREADS = "64"
 
 
 @functools.lru_cache(maxsize=64)
@@ -49,6 +52,7 @@ def eight_devices() -> dict[str, str]:
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}",
+        "NPROC": os.environ.get("NPROC", _THREADS),
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
 
