@@ -8,6 +8,7 @@ takes the place of its folder.
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import time
@@ -39,7 +40,7 @@ STEPS = 40
 RUN = (
     f"trainer train cautious.toml run.steps={STEPS} run.eval_every=20 run.eval_batches=1 "
     "model.width=32 model.heads=2 data.batch_size=16 data.length=32 checkpoint.every=4 "
-    "'shard.mesh={data=1,fsdp=8}' accumulate.microbatches=2 "
+    "'shard.mesh={data=1,fsdp=8}' accumulate.microbatches=2 plugins.average.use=average:Average "
 )
 EIGHT = {
     "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
@@ -111,6 +112,8 @@ def test_plugins_of_the_other_kinds_go_the_same_way(place: Elsewhere) -> None:
 def test_killed_on_eight_devices_it_ends_as_if_it_never_was(
     place: Elsewhere, framework: str
 ) -> None:
+    # With a wrapper, too, whose state is spread and must come back.
+    (place.folder / "average.py").write_text(shown(ROOT / "docs/hooks.md", "average.py"))
     command = f"{RUN} model.use={framework} run.name="
     place.ok(f"{command}{framework}-whole", **EIGHT)
     killed_after_a_save(f"{command}{framework}-killed", place, f"runs/{framework}-killed")
@@ -118,8 +121,14 @@ def test_killed_on_eight_devices_it_ends_as_if_it_never_was(
     assert "resumed     from the checkpoint of step" in printed
     whole, killed = (place.folder / f"runs/{framework}-{end}" for end in ("whole", "killed"))
     assert numbers(killed) == numbers(whole)
+    # The same program on the same devices.
+    evaluated = place.ok(f"trainer evaluate {killed} --params=average --json", **EIGHT)
+    of_average = json.loads(evaluated.splitlines()[-1])["eval_loss"]
+    assert of_average == numbers(whole)[-1]["eval_loss_of_average"]
     assert [line["step"] for line in numbers(whole)] == list(range(1, STEPS + 1))
-    place.ok(f"trainer checkpoint diff {whole} {killed}")
+    arrays = place.ok(f"trainer checkpoint show {whole}")
+    assert re.search(r" -, fsdp +extra/average/embed/embedding\n", arrays)
+    assert "none differs by more than 0\n" in place.ok(f"trainer checkpoint diff {whole} {killed}")
     place.ok(f"trainer compare {whole} {killed}")
 
 
