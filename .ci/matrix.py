@@ -13,7 +13,9 @@ import re
 import sys
 from collections.abc import Iterator
 from email.parser import Parser
-from importlib.metadata import PackageNotFoundError, distribution, version
+from hashlib import sha256
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -42,25 +44,25 @@ def requirements(wheels: Path) -> None:
     sets = {short(name): [name] for name in found} | {"all": list(found)}
     for cell, roots in sets.items():
         names = sorted({each for root in roots for each in closure(root)})
-        lines = [f"{name} @ {found[name][0].resolve().as_uri()}" for name in names]
+        lines = [f"{name} @ {_address(found[name][0])}" for name in names]
         lines += sorted({n for name in names for n in found[name][1] if _name(n) not in found})
         (wheels / f"{cell}.txt").write_text("\n".join(lines) + "\n")
 
 
 def record(file: Path) -> None:
     """Write which versions this environment has; refuse one that would test the checkout."""
-    import trainer_core
-
-    where = Path(trainer_core.__file__)
-    if "site-packages" not in where.parts:
-        sys.exit(f"{where} is not installed: the wheel is to be tested, not the checkout")
+    for each in distributions():
+        if (name := each.name).startswith("trainer-"):
+            where = Path(str(import_module(f"trainer_{short(name)}").__file__))
+            if "site-packages" not in where.parts:
+                sys.exit(f"{where} is not installed: the wheel is to be tested, not the checkout")
     versions = {"python": platform.python_version()}
     for name in STACK:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = ""  # this plugin does without
-    versions["trainer-core"] = distribution("trainer-core").version
+    versions["trainer-core"] = version("trainer-core")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(versions, indent=2) + "\n")
 
@@ -88,7 +90,12 @@ def page(results: Path) -> None:
 
 
 def short(distribution: str) -> str:
-    return re.sub(r"^trainer-(core|\w+)(-plugin)?$", r"\1", distribution)
+    return distribution.removeprefix("trainer-").removesuffix("-plugin")
+
+
+def _address(wheel: Path) -> str:
+    """With its digest, so that tox sees another wheel of the same version."""
+    return f"{wheel.resolve().as_uri()}#sha256={sha256(wheel.read_bytes()).hexdigest()}"
 
 
 def _name(requirement: str) -> str:
@@ -98,10 +105,11 @@ def _name(requirement: str) -> str:
 _HEAD = """\
 # Compatibility
 
-Every row is an environment in which the wheels of trainer-core {version} were installed, a plugin
-with only what it declares, and its conformance suite passed. *Oldest* is the lowest version that
-our `pyproject.toml` files allow of each package that they name, *newest* what the index offered on
-that day. This page is written by `tox`, from what it ran.
+Every row is an environment in which wheels of trainer-core {version} were installed, a plugin with
+only what it declares, and its conformance suite passed; with all of them, runs in NNX and in Linen
+were equal, and Muon trained. *Oldest* is the lowest version, of those with a wheel for this Python,
+that our `pyproject.toml` files allow of each package that they name, *newest* what the index had
+on that day. This page is written by `tox`, from what it ran.
 """
 
 if __name__ == "__main__":

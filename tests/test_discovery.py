@@ -143,7 +143,7 @@ def test_a_mistake_of_a_package_is_named_where_it_is_chosen_and_stops_nobody_els
     assert "odd" not in sys.modules
     capsys.readouterr()
     # Somebody looks whether it is whole.
-    assert run(["plugins", "--check", "--json"]) == 0
+    assert run(["plugins", "--check", "--json"]) == 1
     listed = {each["name"]: each for each in json.loads(capsys.readouterr().out)["plugins"]}
     assert (listed["odd"]["state"], listed["adamw"]["state"]) == ("broken", "ok, default")
     sys.modules.pop("odd", None)
@@ -320,7 +320,7 @@ def test_a_broken_command_of_a_package_says_so_and_takes_no_other_away(
     assert said in helped
     assert run(["odd"]) == 2
     assert f"cannot be loaded from odd: {said}" in " ".join(capsys.readouterr().err.split())
-    assert run(["plugins", "--check", "--json"]) == 0
+    assert run(["plugins", "--check", "--json"]) == 1
     rows = json.loads(capsys.readouterr().out)["plugins"]
     (row,) = [each for each in rows if each["name"] == "odd"]
     assert (row["slot"], row["state"]) == ("command", "broken")

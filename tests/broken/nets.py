@@ -24,6 +24,15 @@ SAID = {
         "no dropout then",
     ),
     "TestCut": ("test_its_gradient_is_that_of_its_loss", "no gradient reaches embed/embedding"),
+    "TestHalfCut": ("test_its_gradient_is_that_of_its_loss", "or a part of it"),
+    "TestScannedOtherwise": (
+        "test_scanned_and_unrolled_layers_are_one_model",
+        "unrolled, with the same arrays",
+    ),
+    "TestOfAnotherShape": ("test_its_arrays_are_those_of_its_infos", "the model describes its"),
+    "TestMiscounting": ("test_sharded_it_has_the_same_gradient", "on 8 devices its gradient is"),
+    "TestNotANumber": ("test_sharded_it_has_the_same_gradient", "on 8 devices its gradient is nan"),
+    "TestBegunElsewhere": ("test_sharded_it_begins_the_same", "on a mesh these parameters begin"),
     "TestWrongDerivative": ("test_its_gradient_is_that_of_its_loss", "a derivative of its own"),
     "TestConstant": ("test_its_parameters_follow_from_the_key", "`init` must use it"),
     "TestNameless": ("test_its_infos_are_whole", "has the kind 'other'"),
@@ -72,6 +81,49 @@ def cut(model: Model) -> Model:
     return attrs.evolve(model, terms=terms)
 
 
+def half_cut(model: Model) -> Model:
+    def terms(params: Any, *rest: Any) -> Any:
+        table = params["embed"]["embedding"]
+        every_second = jnp.arange(table.shape[1]) % 2 == 0
+        table = jnp.where(every_second, jax.lax.stop_gradient(table), table)
+        return model.terms(params | {"embed": {"embedding": table}}, *rest)
+
+    return attrs.evolve(model, terms=terms)
+
+
+def scanned_otherwise(model: Model) -> Model:
+    return model
+
+
+def of_another_shape(model: Model) -> Model:
+    def init(key: Any) -> Any:
+        params, buffers = model.init(key)
+        return params | {"out": {"kernel": params["out"]["kernel"].T}}, buffers
+
+    return attrs.evolve(model, init=init)
+
+
+def miscounting(model: Model) -> Model:
+    return evolved_terms(model, lambda term, *_: Term(1.01 * term.sum, term.weight))
+
+
+def not_a_number(model: Model) -> Model:
+    @jax.custom_jvp
+    def spoiled(x: Any) -> Any:
+        return x
+
+    spoiled.defjvp(lambda primals, tangents: (primals[0], jnp.nan * tangents[0]))
+
+    def terms(params: Any, *rest: Any) -> Any:
+        return model.terms(params | {"out": jax.tree.map(spoiled, params["out"])}, *rest)
+
+    return attrs.evolve(model, terms=terms)
+
+
+def begun_elsewhere(model: Model) -> Model:
+    return attrs.evolve(model, init=lambda key: model.init(jax.random.fold_in(key, 1)))
+
+
 @jax.custom_jvp
 def doubled(x: jax.Array) -> jax.Array:
     return x
@@ -101,9 +153,16 @@ def misplaced(model: Model) -> Model:
     return attrs.evolve(model, params=jax.tree.map(moved, model.params))
 
 
+ON_A_MESH = ("miscounting", "not_a_number", "begun_elsewhere")
 CHANGES = {
     change.__name__: change
     for change in (
+        half_cut,
+        scanned_otherwise,
+        of_another_shape,
+        miscounting,
+        not_a_number,
+        begun_elsewhere,
         mean,
         unweighted,
         learned_weight,
@@ -120,10 +179,15 @@ CHANGES = {
 @plugin
 class Net:
     wrong: str = setting("mean", "what is wrong with it")
+    depth: int = setting(0, "scales the loss: as layers that are not the same unrolled would")
 
     @hookimpl
     def build_state(self, run: Any) -> Model:
-        return CHANGES[self.wrong](Example().build_state(run))
+        change = CHANGES[self.wrong]
+        model = Example().build_state(run)
+        if self.depth:
+            model = evolved_terms(model, lambda term, *_: Term(2 * term.sum, term.weight))
+        return model if self.wrong in ON_A_MESH and run.mesh.size == 1 else change(model)
 
 
 class Suite(ModelSuite):
@@ -148,6 +212,31 @@ class TestAlwaysDropping(Suite):
 
 class TestCut(Suite):
     settings = {"wrong": "cut"}
+
+
+class TestHalfCut(Suite):
+    settings = {"wrong": "half_cut"}
+
+
+class TestScannedOtherwise(Suite):
+    settings = {"wrong": "scanned_otherwise"}
+    unrolled = {"depth": 1}
+
+
+class TestOfAnotherShape(Suite):
+    settings = {"wrong": "of_another_shape"}
+
+
+class TestMiscounting(Suite):
+    settings = {"wrong": "miscounting"}
+
+
+class TestNotANumber(Suite):
+    settings = {"wrong": "not_a_number"}
+
+
+class TestBegunElsewhere(Suite):
+    settings = {"wrong": "begun_elsewhere"}
 
 
 class TestWrongDerivative(Suite):

@@ -45,7 +45,7 @@ def configure(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.examples = [
         ("trainer plugins", "what is installed; nothing is imported"),
-        ("trainer plugins --check", "what is broken, and why"),
+        ("trainer plugins --check", "what is broken, and why; exits with 1 where anything is"),
         ("trainer plugins adamw", "the settings of the optimizer adamw"),
     ]
 
@@ -64,7 +64,7 @@ def run(arguments: Namespace, context: Context) -> int:
         say(json.dumps(found, indent=2))
     else:
         _show(listed, arguments.check)
-    return 0
+    return 1 if any(each.error for each in listed) else 0
 
 
 def installed(check: bool) -> list[Listed]:

@@ -100,6 +100,7 @@ def first_gradient(recipe: dict[str, Any]) -> dict[str, Any]:
         `apart`: how far the gradients and the losses are apart, as a part of their size.
     """
     import jax
+    import numpy as np
 
     from trainer_core.testing.parts import different_leaves, host
 
@@ -112,8 +113,8 @@ def first_gradient(recipe: dict[str, Any]) -> dict[str, Any]:
     nothing = jax.tree.map(lambda leaf: 0 * leaf, gradients)
     return {
         "different": different_leaves(*firsts),
-        "apart": max(
-            apart(gradients[0][part], gradients[1][part], nothing[1][part]) for part in (0, 1)
+        "apart": float(
+            np.max([apart(*(each[part] for each in (*gradients, nothing[1]))) for part in (0, 1)])
         ),
     }
 
@@ -137,7 +138,7 @@ def apart(found: Any, expected: Any, start: Any) -> float:
         differences = jax.tree.map(
             lambda x, y: float(np.max(np.abs(np.float64(x) - np.float64(y)), initial=0)), a, b
         )
-        return max(map(float, jax.tree.leaves(differences)))
+        return float(np.max(jax.tree.leaves(differences), initial=0))  # NaN stays NaN
 
     return largest(found, expected) / max(largest(expected, start), 1e-30)
 
