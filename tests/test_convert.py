@@ -174,7 +174,7 @@ def test_a_run_is_never_written_over(capsys: Any) -> None:
     shutil.rmtree("new/checkpoints")
     assert trainer(["convert", "old", file, "run.seed=7"]) == 2
     said = capsys.readouterr().err
-    assert "run.seed: 0 -> 7\nconvert begins a new run: run.name=NAME" in said
+    assert "run.seed: 0 -> 7\nconvert begins a new run: run.directory=PATH" in said
     shutil.copytree("kept", "new/checkpoints")
     assert trainer(["convert", "new", "--to", "old"]) == 2
     assert "old exists already" in capsys.readouterr().err

@@ -357,8 +357,7 @@ def test_a_mesh_axis_that_no_rule_uses_is_an_error_with_its_place(user_file: Any
     [
         (
             {"mesh": {"data": 1, "fdsp": -1}},
-            "along 'fdsp' would all compute the same: no array of "
-            "this model is spread over it, by no rule at all",
+            "no rule spreads anything over its axis 'fdsp' (did you mean 'fsdp'?)",
         ),
         ({"mesh": {"data": 1, "other": -1}, "rules": {"vocab": "other"}}, "by the rules of vocab"),
         ({"mesh": {"data": 1, "fsdp": -1}, "rules": {"batch": "", "embed": ""}}, "no rule at all"),

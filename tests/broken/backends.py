@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from trainer_core import hookimpl, plugin, setting
+from trainer_core import RunError, hookimpl, plugin, setting
 from trainer_core.templates import checkpoint
 from trainer_core.templates.checkpoint import Example
 from trainer_core.testing import CheckpointSuite
@@ -24,7 +24,8 @@ SAID = {
     "TestInPlace": ("test_killed_at_any_moment_what_is_there_is_whole", "after a SIGKILL"),
     "TestForgiving": ("test_a_state_of_another_kind_is_an_error[missing]", "restored all the same"),
     "TestNarrow": ("test_every_dtype_and_key_comes_back_to_the_bit", "params/layer/kernel"),
-    "TestKeeping": ("test_a_state_is_only_lent", "deleted"),
+    "TestKeeping": ("test_a_state_is_only_lent", "before `save` returns"),
+    "TestNever": ("test_killed_at_any_moment_what_is_there_is_whole", "the newest that is whole"),
     "TestOldest": ("test_the_newest_comes_back", "do not come back as they were saved"),
     "TestLosing": ("test_a_stream_gets_its_position_back", "hand it back by `data.load`"),
     "TestBeginningAnew": (
@@ -126,6 +127,27 @@ class Keeping(Changed):
             Example().save(*self.lent)
 
 
+class Never(Changed):
+    """Gives nothing back from a run that was killed."""
+
+    def close(self) -> None:
+        if self.folder is not None:
+            (self.folder / "closed").touch()
+
+    folder: Any = None
+
+    def save(self, run: Any, step: int, state: Any, data: Any) -> None:
+        self.folder = checkpoint._folder(run)
+        super().save(run, step, state, data)
+        (self.folder / "closed").unlink(missing_ok=True)
+
+    def restore(self, run: Any, like: Any, data: Any) -> Any:
+        folder = checkpoint._folder(run)
+        if folder.exists() and not (folder / "closed").exists():
+            raise RunError("it was killed, and all is lost")
+        return super().restore(run, like, data)
+
+
 class Oldest(Changed):
     def restore(self, run: Any, like: Any, data: Any) -> Any:
         for newer in checkpoint._newest_first(run)[:-1]:
@@ -201,6 +223,10 @@ class TestNarrow(Suite):
 
 class TestKeeping(Suite):
     settings = {"wrong": "Keeping"}
+
+
+class TestNever(Suite):
+    settings = {"wrong": "Never"}
 
 
 class TestOldest(Suite):

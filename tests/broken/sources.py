@@ -19,6 +19,9 @@ SAID = {
     "TestOverlapping": ("test_processes_share_a_batch_out", "are not those of one"),
     "TestLeaky": ("test_what_is_held_out_is_never_trained_on", "are trained on"),
     "TestForgetful": ("test_a_resumed_source_goes_on_with_the_next_batch", "resumed as unbroken"),
+    "TestLive": ("test_a_resumed_source_goes_on_with_the_next_batch", "is no JSON value"),
+    "TestHoldingAll": ("test_processes_share_what_is_held_out", "counts rows several times"),
+    "TestOdd": ("test_processes_share_a_batch_out", "a multiple of 4"),
     "TestDeaf": ("test_another_seed_gives_another_order", "run.seed changes nothing"),
 }
 
@@ -78,8 +81,19 @@ class Forgetful(Restless):
         return {"at": self.at}
 
 
+class Live(Restless):
+    def state(self) -> dict[str, Any]:
+        return {"at": np.int64(self.at)}
+
+
+class HoldingAll(Changed):
+    def held_out(self, index: int) -> dict[str, Any]:
+        alone = attrs.evolve(self.run, process=0, processes=1)
+        return Example().build_data(alone).held_out(index)
+
+
 KINDS = {cls.__name__: cls for cls in (Restless, Short, Twice, Selfish, Overlapping, Leaky)}
-KINDS["Forgetful"] = Forgetful
+KINDS |= {cls.__name__: cls for cls in (Forgetful, Live, HoldingAll)}
 
 
 @plugin
@@ -132,6 +146,18 @@ class TestLeaky(Suite):
 
 class TestForgetful(Suite):
     settings = {"kind": "Forgetful"}
+
+
+class TestLive(Suite):
+    settings = {"kind": "Live"}
+
+
+class TestHoldingAll(Suite):
+    settings = {"kind": "HoldingAll"}
+
+
+class TestOdd(Suite):
+    settings = {"kind": "Twice", "batch_size": 6}
 
 
 class TestDeaf(DataSuite):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import json
 from typing import Any, ClassVar
 
 import attrs
 import numpy as np
 
+from trainer_core.axes import AxisRules
 from trainer_core.testing.suite import Suite
 from trainer_core.types import Data
 
@@ -78,12 +79,31 @@ class DataSuite(Suite):
                         f"{step}: give run.rows of the global batch, which follows from the step"
                     )
 
+    def test_processes_share_what_is_held_out(self) -> None:
+        alone = self.source()
+        if not alone.held_out_batches:
+            return
+        for processes in (2, 4):
+            shares = [self.source(process, processes) for process in range(processes)]
+            counts = [share.held_out_batches for share in shares]
+            if counts != [alone.held_out_batches] * processes:
+                self.fail(
+                    f"{processes} processes hold out {counts} batches, one alone "
+                    f"{alone.held_out_batches}: all of them must have the same number"
+                )
+            together = [example for share in shares for example in _examples(share.held_out(0))]
+            if together != _examples(alone.held_out(0)):
+                self.fail(
+                    f"the held-out rows of {processes} processes together are not those of one: "
+                    f"give run.rows of each batch there too, or a loss counts rows several times"
+                )
+
     def test_a_resumed_source_goes_on_with_the_next_batch(self) -> None:
         half = self.steps // 2
         source = self.source()
         for step in range(half):
             source.batch(step)
-        position = source.state()
+        position = self._position(source)
         rest = [source.batch(step) for step in range(half, self.steps)]
         fresh = self.source()
         if position is not None:
@@ -133,7 +153,7 @@ class DataSuite(Suite):
         """Return a source made anew, for one process of several."""
         parts = cls.opened(run={"seed": seed})
         rows = cls.rows(processes)[process]
-        axes: Any = SimpleNamespace(batch_rows=lambda size, process: rows)
+        axes = _RowsOf(parts.run.mesh, parts.run.axes.rules, own=rows)
         run = attrs.evolve(parts.run, process=process, processes=processes, axes=axes)
         return parts.hooks.build_data(run=run)
 
@@ -141,8 +161,17 @@ class DataSuite(Suite):
     def rows(cls, processes: int) -> list[range]:
         """Return the rows of each process."""
         size = cls.opened().run.batch_size
+        if size % 4:
+            cls.fail(f"its batch_size is {size}; in `settings`, make it a multiple of 4")
         part = size // processes
         return [range(at * part, (at + 1) * part) for at in range(processes)]
+
+    def _position(self, source: Data) -> Any:
+        position = source.state()
+        try:
+            return json.loads(json.dumps(position))
+        except TypeError as error:
+            self.fail(f"`state` returns what is no JSON value, {position}: {error}")
 
     def _at(self, step: int, process: int = 0, processes: int = 1) -> dict[str, Any]:
         source = self.source(process, processes)
@@ -157,6 +186,16 @@ class DataSuite(Suite):
         ]
         if different:
             self.fail(f"{what} is not the same {one} as {two}: {', '.join(different)} differ")
+
+
+@attrs.frozen(eq=False)
+class _RowsOf(AxisRules):
+    """The axes of a process that holds these rows, wherever its devices are."""
+
+    own: range = attrs.field(kw_only=True)
+
+    def batch_rows(self, size: int, process: int) -> range:
+        return self.own
 
 
 def _kinds(batch: dict[str, Any]) -> dict[str, str]:

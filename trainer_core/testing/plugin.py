@@ -27,8 +27,9 @@ class PluginSuite(Suite):
 
     def test_a_run_with_it_ends_well(self, tmp_path: Path) -> None:
         result = fit(self._run_in(tmp_path))
-        if result.step != 4 or not np.isfinite(result.metrics["loss"]):
-            self.fail(f"a run of 4 steps ended at step {result.step}, with {result.metrics}")
+        steps = self.recipe()["run"]["steps"]
+        if result.step != steps or not np.isfinite(result.metrics["loss"]):
+            self.fail(f"a run of {steps} steps ended at step {result.step}, with {result.metrics}")
 
     def test_watching_changes_nothing_that_is_trained(self, tmp_path: Path) -> None:
         if not self._only_watches():

@@ -13,13 +13,14 @@ import subprocess
 import sys
 from typing import Any
 
+from trainer_core.errors import RunError, TrainerError
+
 _FLAG = "--xla_force_host_platform_device_count=8"
 # XLA has one thread a device or a core, unless told otherwise, and collectives of one program that
 # are independent of each other can occupy all of them: they wait for a device that finds none.
 _THREADS = "64"
 
 
-@functools.lru_cache(maxsize=64)
 def on_eight_devices(check: str, recipe: str) -> Any:
     """Return what `check(recipe)` returns on eight devices, simulated where need be.
 
@@ -28,8 +29,16 @@ def on_eight_devices(check: str, recipe: str) -> Any:
         recipe: as JSON.
 
     Raises:
-        AssertionError: the process with eight devices failed; with what it printed.
+        RunError: the process with eight devices failed; with what it printed.
     """
+    found = _found(check, recipe)
+    if isinstance(found, TrainerError):
+        raise found
+    return found
+
+
+@functools.lru_cache(maxsize=64)
+def _found(check: str, recipe: str) -> Any:
     import jax
 
     if jax.device_count() >= 8:
@@ -42,7 +51,8 @@ def on_eight_devices(check: str, recipe: str) -> Any:
         text=True,
         timeout=600,
     )
-    assert done.returncode == 0, f"on eight devices: {done.stdout}{done.stderr}"
+    if done.returncode:
+        return RunError(f"on eight devices: {done.stdout}{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -51,6 +61,7 @@ def eight_devices() -> dict[str, str]:
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "8",
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}",
         "NPROC": os.environ.get("NPROC", _THREADS),
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),

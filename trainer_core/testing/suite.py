@@ -13,6 +13,7 @@ import tomli_w
 from trainer_core import registry
 from trainer_core.assemble import open_run
 from trainer_core.config import load_config
+from trainer_core.errors import RunError
 from trainer_core.hook_checks import check_hooks
 from trainer_core.hooks import Hooks
 from trainer_core.run import Run
@@ -89,7 +90,10 @@ class Suite:
     def sharded(cls, check: str) -> Any:
         """Return what a check of `trainer_core.testing.sharded` finds on eight devices."""
         recipe = cls.recipe(shard={"mesh": dict(cls.mesh)})
-        return on_eight_devices(check, json.dumps(recipe, sort_keys=True))
+        try:
+            return on_eight_devices(check, json.dumps(recipe, sort_keys=True))
+        except RunError as error:
+            cls.fail(str(error))
 
     @classmethod
     def fail(cls, message: str) -> NoReturn:
