@@ -60,6 +60,8 @@ def test_a_third_party_writes_little(kind: str) -> None:
         (("optimiser", "lion"), "no kind of plugin 'optimiser' (did you mean 'optimizer'?)"),
         (("optimizer", "My Lion"), "such as 'my-lion'"),
         (("optimizer", "../lion"), "such as 'lion'"),
+        (("optimizer", "adamw"), "is registered for [optimizer] by trainer-core"),
+        (("logger", "core"), "trainer_core, would hide the one that is installed"),
     ],
 )
 def test_what_cannot_be_written_is_said(
@@ -83,3 +85,16 @@ def test_a_folder_that_exists_is_left_alone(
     assert cli.run(["new-plugin", "optimizer", "lion"]) == 2
     assert "exists already; nothing was written" in capsys.readouterr().err
     assert not list((tmp_path / "trainer-lion-plugin").iterdir())
+
+
+@pytest.mark.parametrize(("kind", "name"), [("optimizer", "true"), ("checkpoint", "path")])
+def test_a_class_is_not_called_what_is_something_else(kind: str, name: str) -> None:
+    module = package(kind, name)[f"trainer_{name}.py"]
+    assert f"class {name.capitalize()}{kind.capitalize()}:" in module
+    compile(module, "plugin", "exec")
+
+
+def test_a_new_package_asks_for_what_the_core_asks_for() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    asked = {need for kind in KINDS.values() for need in kind.needs}
+    assert asked <= set(project["dependencies"])

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from argparse import Namespace
 from importlib.resources import files
+from importlib.util import find_spec
+from keyword import iskeyword
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
 
 from trainer_core.errors import UserError
+from trainer_core.registry import PLUGINS, SLOTS, candidates
 from trainer_core.suggest import did_you_mean
 from trainer_core.terminal.page import Page
 
@@ -72,6 +75,7 @@ def run(arguments: Namespace, context: Context) -> int:
             f"{name!r} cannot be the name of a plugin: take small letters, digits, and - between "
             f"them, such as {_better(name)!r}"
         )
+    _check_free(KINDS[kind], name)
     folder = Path(f"trainer-{name}-plugin")
     if folder.exists():
         raise UserError(f"{folder} exists already; nothing was written")
@@ -86,9 +90,11 @@ def run(arguments: Namespace, context: Context) -> int:
 def package(kind: str, name: str) -> dict[str, str]:
     """Return the files of a new package: path to text."""
     made = KINDS[kind]
-    module = f"trainer_{name.replace('-', '_')}"
-    cls = "".join(part.capitalize() for part in name.split("-"))
+    module = _module(name)
     source = files("trainer_core.templates").joinpath(f"{kind}.py").read_text()
+    cls = "".join(part.capitalize() for part in name.split("-"))
+    if iskeyword(cls) or re.search(rf"\b{cls}\b", source):
+        cls += kind.capitalize()  # else it would be None, or hide what the module imports
     words = {
         "NAME": name,
         "MODULE": module,
@@ -152,6 +158,26 @@ from trainer_core.testing import {SUITE}
 class Test{CLASS}({SUITE}):
     use = "{NAME}"
 """
+
+
+def _module(name: str) -> str:
+    return f"trainer_{name.replace('-', '_')}"
+
+
+def _check_free(kind: Kind, name: str) -> None:
+    """Refuse a name that a recipe, or Python, would take for something else."""
+    slot = SLOTS.get(kind.table, PLUGINS)
+    for each in candidates(slot):
+        if each.name == name:
+            raise UserError(
+                f"{name!r} is registered for [{slot.name}] by {each.origin} already; take another "
+                f"name"
+            )
+    if find_spec(_module(name)) is not None:
+        raise UserError(
+            f"the module of the new package, {_module(name)}, would hide the one that is installed "
+            f"under that name; take another than {name!r}"
+        )
 
 
 def _filled(text: str, words: dict[str, str]) -> str:

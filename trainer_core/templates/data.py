@@ -23,7 +23,7 @@ class Example:
 
         settings = self
 
-        class Walks(Data):
+        class Source(Data):
             vocabulary = settings.vocab
             held_out_batches = settings.held_out
 
@@ -47,4 +47,4 @@ class Example:
                     "weights": np.ones(own[:, 1:].shape, np.float32),
                 }
 
-        return Walks()
+        return Source()

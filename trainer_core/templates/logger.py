@@ -20,17 +20,19 @@ class Example:
         if not run.is_main:  # of several processes, one writes
             return
         path = run.directory / self.file
-        kept = path.read_text().splitlines(keepends=True) if path.exists() else []
-        # A run that goes on writes the steps after its checkpoint once more.
-        kept = [line for line in kept if int(line.partition(",")[0]) <= step]
-        path.write_text("".join(kept))
+        rows = path.read_text().splitlines(keepends=True) if path.exists() else []
+        # A run that was killed may have left a part of a row, and writes those after its
+        # checkpoint once more.
+        whole = [row for row in rows if row.endswith("\n")]
+        path.write_text("".join(row for row in whole if int(row.partition(",")[0]) <= step))
         self._open = path.open("a", newline="")
 
     @hookimpl
     def report(self, step: int, metrics: Any) -> None:
         if self._open is not None:
             numbers = [f"{name}={value!r}" for name, value in metrics.items() if name[0] != "_"]
-            csv.writer(self._open).writerow([step, *numbers])
+            csv.writer(self._open, lineterminator="\n").writerow([step, *numbers])
+            self._open.flush()  # so that a kill loses none
 
     @hookimpl
     def close(self) -> None:
