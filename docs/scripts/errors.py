@@ -29,7 +29,9 @@ in a config or a command, before which nothing was written, and 1 for a run that
 
 @attrs.frozen
 class Message:
-    """A message: what is raised, `warning`, or `fail` of a suite, the text, and the function that it stands in."""
+    """A message: its kind (what is raised, `warning`, or `fail` of a suite), its text, and the
+    function that it stands in.
+    """
 
     kind: str
     text: str
