@@ -78,6 +78,14 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
         f"{HEAD}value: 'Missing' = 0\n    @hookimpl\n    def report(self): ...",
         ["odd:X (trainer-odd 3.2.1) has an attribute whose type", "name 'Missing' is not defined"],
     ),
+    "its setting has no type": (
+        f"{HEAD}value = setting(1.5)\n    @hookimpl\n    def report(self): ...",
+        ["odd:X: the setting value needs a type: `value: float = setting(...)`"],
+    ),
+    "its default is of another type": (
+        f"{HEAD}value: float = '0.9'\n    @hookimpl\n    def report(self): ...",
+        ['odd:X: the default of value, "0.9", is not a finite number'],
+    ),
     "it forgets self": (
         f"{HEAD}@hookimpl\n    def report(step, metrics): ...",
         ["the hook report of odd:X", "takes no self"],
@@ -279,6 +287,14 @@ def test_a_group_that_this_core_has_not_is_told_of(
     assert "did you mean 'trainer.optimizers'?" in out
 
 
+def test_a_name_in_another_group_is_found_there(install: Install) -> None:
+    install("trainer-odd", {"trainer.optimizer": {"odd": "odd:X"}})
+    with pytest.raises(UserError) as caught:
+        load_config({"optimizer": {"use": "odd"}})
+    said = "trainer-odd 3.2.1 registers 'odd' in trainer.optimizer, and [optimizer] is trainer.opt"
+    assert said in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -296,8 +312,9 @@ def test_damaged_metadata_of_one_package_hides_no_other(
         (tmp_path / "trainer_odd-3.2.1.dist-info" / name).write_bytes(content)
     os.utime(tmp_path, ns=(1, 1))  # as a new installation would
     assert run(["--help"]) == 0
-    assert run(["plugins", "--check"]) == 0
-    assert "adamw" in capsys.readouterr().out
+    code, printed = run(["plugins", "--check"]), capsys.readouterr().out
+    assert "adamw" in printed
+    assert code == ("broken" in printed)
     assert load_config().chosen["optimizer"].candidate.distribution == "trainer-core"
 
 

@@ -77,6 +77,14 @@ def test_what_cannot_be_written_is_said(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_name_of_a_package_is_taken_for_that_of_its_plugin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["new-plugin", "optimizer", "trainer-lion-plugin"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["trainer-lion-plugin"]
+
+
 def test_a_folder_that_exists_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

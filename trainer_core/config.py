@@ -17,7 +17,7 @@ from trainer_core.installed import core_alone
 from trainer_core.made_with import made_with
 from trainer_core.registry import PLUGINS, SLOTS, Candidate, Slot
 from trainer_core.run import DistributedSettings, RunSettings
-from trainer_core.settings import setting_fields, shown, structure, values_of
+from trainer_core.settings import check_defaults, setting_fields, shown, structure, values_of
 from trainer_core.suggest import did_you_mean, in_tables
 
 if TYPE_CHECKING:
@@ -199,6 +199,7 @@ class _Resolver:
                 raise UserError(f"{error}{before}") from error
             self.classes[table] = registry.load(found[table], where)
             self.notices += check_hooks(self.classes[table], found[table], where)
+            check_defaults(self.classes[table], where)
         return found
 
     def _directory(self) -> Path:

@@ -26,6 +26,22 @@ def check_batch_size(run: Run) -> None:
         )
 
 
+def check_answer(run: Run, slot: str, answer: Any, wanted: str, methods: tuple[str, ...]) -> None:
+    """What a plugin answers is not only there, but what it should be."""
+    missing = [each for each in methods if not callable(getattr(answer, each, None))]
+    if missing:
+        hint = "; was it meant to be called?" if callable(answer) else ""
+        raise UserError(
+            f'[{slot}] use = "{run.config[slot]["use"]}" gives {wanted} as a {_kind(answer)}, '
+            f"which has no {' and no '.join(missing)}{hint}",
+            f"{slot}.use",
+        )
+
+
+def _kind(answer: Any) -> str:
+    return type(answer).__name__
+
+
 def batch_shapes(run: Run, rows: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
     shapes = {}
     for name, array in rows.items():

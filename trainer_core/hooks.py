@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import attrs
@@ -153,6 +153,13 @@ class _Calls:
                 f"the hook evaluate, wrapped by {named}, returned {answers!r}; a wrapper returns "
                 f"the list of all answers"
             )
+        for each in answers:
+            if not isinstance(each, Mapping):
+                asked = [i.plugin_name for i in reversed(_impls(self._manager, "evaluate"))]
+                raise UserError(
+                    f"the hook evaluate, asked of {' and '.join(asked)}, returned {each!r}; "
+                    f"expected a dict of numbers by name, or None"
+                )
         return answers
 
     def close(self, *, run: Run, error: BaseException | None) -> list[None]:

@@ -120,7 +120,7 @@ def _train(config: Config, run: Run, hooks: Hooks, lock: RunLock) -> Result:
 def _steps(run: Run, hooks: Hooks, program: Any, step_fn: Any, state: Any, first: int) -> Result:
     import jax
 
-    from trainer_core.meter import Meter, python_numbers
+    from trainer_core.meter import Meter, new_numbers
 
     meter = Meter(program, first)
     requests = Requests(run, first)
@@ -154,7 +154,7 @@ def _steps(run: Run, hooks: Hooks, program: Any, step_fn: Any, state: Any, first
             with meter.paused():
                 hooks.phase(run=run, name="evaluating")
                 for answer in hooks.evaluate(run=run, step=step, state=state):
-                    metrics |= python_numbers(answer)
+                    metrics |= new_numbers(metrics, answer)
                 hooks.phase(run=run, name="training")
             hooks.report(run=run, step=step, metrics=metrics)
             waiting = None

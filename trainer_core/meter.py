@@ -31,7 +31,23 @@ def python_numbers(metrics: Metrics) -> Metrics:
     for name, value in read.items():
         if value.shape:
             raise RunError(f"the metric {name!r} has shape {value.shape}; expected a scalar")
+        if not jax.numpy.issubdtype(value.dtype, jax.numpy.number) and value.dtype != bool:
+            raise RunError(f"the metric {name!r} is {value.item()!r}; expected a number")
     return {name: value.item() for name, value in read.items()}
+
+
+def new_numbers(metrics: Metrics, answer: Metrics) -> Metrics:
+    """Return the metrics of an evaluation as `python_numbers`, to add to those of its step.
+
+    Raises:
+        RunError: a name that is there already, or what `python_numbers` refuses.
+    """
+    if twice := sorted(metrics.keys() & answer.keys()):
+        raise RunError(
+            f"an answer to the hook evaluate has the metric {twice[0]!r}, and there is one of that "
+            f"name already; call it something else, such as 'eval_{twice[0]}'"
+        )
+    return python_numbers(answer)
 
 
 class Meter:

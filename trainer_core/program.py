@@ -13,6 +13,7 @@ import numpy as np
 
 from trainer_core.fitting import (
     batch_shapes,
+    check_answer,
     check_batch_size,
     check_infos,
     check_shardings,
@@ -151,19 +152,23 @@ def build_program(run: Run, hooks: Hooks) -> Program:
     # Data first: its faults are the most common, and the quickest to find.
     check_batch_size(run)
     data = hooks.build_data(run=run)
+    check_answer(run, "data", data, "the data", ("batch", "held_out", "state", "load"))
     beginning = data.state()
     rows = data.batch(0)
     shapes = batch_shapes(run, rows)
     if beginning is not None:
         data.load(beginning)  # a stream: the run has not taken its first batch yet
     model = hooks.build_state(run=run, batch=dict(shapes))
+    check_answer(run, "model", model, "the model", ("init", "terms"))
     check_tokens(model, data, rows)
     key = jax.eval_shape(lambda: jax.random.key(0))
     params, buffers = jax.eval_shape(model.init, key)
     check_infos(model.params, params, "parameter")
     check_infos(model.buffers, buffers, "buffer")
     schedule = hooks.build_schedule(run=run)
+    check_answer(run, "schedule", schedule, "the learning rate", ("__call__",))
     optimizer = hooks.build_optimizer(run=run, model=model, learning_rate=schedule)
+    check_answer(run, "optimizer", optimizer, "the optax transformation", ("init", "update"))
     told = hooks.describe_optimizer(run=run, model=model)
     loss = build_loss(model)
     jax.eval_shape(loss, params, buffers, shapes, key, None)

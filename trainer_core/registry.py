@@ -13,7 +13,7 @@ import attrs
 
 from trainer_core.errors import UserError
 from trainer_core.imports import load_object
-from trainer_core.installed import left_out, normal, registered
+from trainer_core.installed import everything, left_out, normal, registered
 from trainer_core.suggest import did_you_mean
 
 
@@ -131,8 +131,14 @@ def find(slot: Slot, use: str, where: str) -> Candidate:
         *(each.name for each in offered),
         *(name for kind, name in PROVIDERS if kind == slot.name),
     ]
+    elsewhere = [
+        f"; {entry.package} registers {use!r} in {entry.group}, and [{slot.name}] is {slot.group}"
+        for entry in everything().entries
+        if entry.name == use
+    ]
+    hint = "".join(elsewhere) or did_you_mean(use, known)
     raise UserError(
-        f"{where}: no installed package offers {use!r}{did_you_mean(use, known)}; "
+        f"{where}: no installed package offers {use!r}{hint}; "
         f"installed for [{slot.name}]: {installed}; or give package.module:Class"
     )
 

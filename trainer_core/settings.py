@@ -82,6 +82,31 @@ def setting_fields(cls: type[Any]) -> dict[str, attrs.Attribute[Any]]:
     return {field.name: field for field in attrs.fields(cls) if field.init}
 
 
+def check_defaults(cls: type[Any], where: str) -> None:
+    """Refuse settings without a type, and defaults of another: config.toml would have them.
+
+    Args:
+        cls: a plugin's class.
+        where: what names it, to begin an error with.
+
+    Raises:
+        UserError: each that is wrong.
+    """
+    problems = []
+    for key, field in setting_fields(cls).items():
+        default = _default(field)
+        if field.type is None:
+            problems.append(f"the setting {key} needs a type: `{key}: float = setting(...)`")
+        elif default is not None and default is not attrs.NOTHING:
+            try:
+                _converter.structure(_converter.unstructure(default), field.type)
+            except Exception:
+                expected = _expected(field.type) or f"a {field.type}"
+                problems.append(f"the default of {key}, {shown(default)}, is not {expected}")
+    if problems:
+        raise UserError(f"{where}: {cls.__module__}:{cls.__qualname__}: {'; '.join(problems)}")
+
+
 def values_of(instance: Any) -> dict[str, Any]:
     """Return a settings object as TOML values; what is None is left out."""
     values = {name: getattr(instance, name) for name in setting_fields(type(instance))}

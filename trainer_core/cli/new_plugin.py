@@ -64,7 +64,8 @@ def configure(parser: Parser) -> None:
 def run(arguments: Namespace, context: Context) -> int:
     """Write the package into a folder of its own, here."""
     del context
-    kind, name = arguments.kind, arguments.name
+    kind = arguments.kind
+    name = arguments.name.removeprefix("trainer-").removesuffix("-plugin")
     if kind not in KINDS:
         raise UserError(
             f"there is no kind of plugin {kind!r}{did_you_mean(kind, KINDS)}; "

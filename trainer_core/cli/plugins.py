@@ -125,10 +125,13 @@ def what_is_wrong(candidate: Candidate) -> str:
     from trainer_core.errors import UserError
     from trainer_core.hook_checks import check_hooks
     from trainer_core.registry import load
+    from trainer_core.settings import check_defaults
 
     where = f"[{candidate.slot.name}] {candidate.name}"
     try:
-        check_hooks(load(candidate, where), candidate, where)
+        cls = load(candidate, where)
+        check_hooks(cls, candidate, where)
+        check_defaults(cls, where)
     except UserError as error:
         return str(error)
     except Exception as error:  # whatever a class does when it is looked at

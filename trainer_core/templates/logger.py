@@ -20,18 +20,19 @@ class Example:
         if not run.is_main:  # of several processes, one writes
             return
         path = run.directory / self.file
-        rows = path.read_text().splitlines(keepends=True) if path.exists() else []
+        rows = path.read_text().splitlines(keepends=True)[1:] if path.exists() else []
         # A run that was killed may have left a part of a row, and writes those after its
         # checkpoint once more.
         whole = [row for row in rows if row.endswith("\n")]
-        path.write_text("".join(row for row in whole if int(row.partition(",")[0]) <= step))
+        kept = [row for row in whole if int(row.partition(",")[0]) <= step]
+        path.write_text("".join(["step,name,value\n", *kept]))
         self._open = path.open("a", newline="")
 
     @hookimpl
     def report(self, step: int, metrics: Any) -> None:
         if self._open is not None:
-            numbers = [f"{name}={value!r}" for name, value in metrics.items() if name[0] != "_"]
-            csv.writer(self._open, lineterminator="\n").writerow([step, *numbers])
+            named = [(name, value) for name, value in metrics.items() if name[0] != "_"]
+            csv.writer(self._open, lineterminator="\n").writerows([step, *each] for each in named)
             self._open.flush()  # so that a kill loses none
 
     @hookimpl

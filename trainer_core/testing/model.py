@@ -183,8 +183,8 @@ class ModelSuite(Suite):
         distance = self.sharded(_FIRST_GRADIENT)["apart"]
         if not distance <= self.rounding:
             self.fail(
-                f"on 8 devices its gradient is {distance:.2g} of its size apart from that on one, "
-                f"more than rounding = {self.rounding}"
+                f"on 8 devices its gradient is {distance:.2g} times its largest number apart from "
+                f"that on one, more than this suite's rounding = {self.rounding}"
             )
 
     # ------------------------------------------------------------------

@@ -140,8 +140,9 @@ class OptimizerSuite(Suite):
         distance = apart(host(ends[1].params), host(ends[0].params), start)
         if not distance <= self.rounding:
             self.fail(
-                f"with 4 microbatches the parameters are {distance:.2g} of their way apart from "
-                f"those without, more than rounding = {self.rounding}"
+                f"with 4 microbatches the parameters end {distance:.2g} times as far from those "
+                f"without as they moved in three steps, more than this suite's rounding = "
+                f"{self.rounding}: does `update` count on being called once a microbatch?"
             )
 
     def test_a_resumed_run_is_the_unbroken_one_to_the_bit(self, tmp_path: Path) -> None:
@@ -169,8 +170,9 @@ class OptimizerSuite(Suite):
         distance = self.sharded(_THREE_STEPS)["apart"]
         if not distance <= self.rounding:
             self.fail(
-                f"on 8 devices the parameters are {distance:.2g} of their way apart from those "
-                f"on one, more than rounding = {self.rounding}"
+                f"on 8 devices the parameters end {distance:.2g} times as far from those on one as "
+                f"they moved in three steps, more than this suite's rounding = {self.rounding}: "
+                f"is anything computed from a part of an array, or kept outside of its state?"
             )
 
     def test_what_it_says_of_itself_can_be_recorded(self) -> None:
