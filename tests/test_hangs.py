@@ -26,7 +26,7 @@ class Hang:
     def hang(self, run, at):
         if (run.process, at) == (self.process, self.at):
             if self.how == "stop":
-                time.sleep(1.2)  # until its next sign of life says where it is
+                time.sleep(2.2)  # its next sign of life says where it is, to who looks next
                 open("hangs", "w").close()
                 os.kill(os.getpid(), signal.SIGSTOP)
             if self.how == "sleep":

@@ -304,7 +304,10 @@ def test_a_second_run_of_the_same_processes_hears_of_its_own_failures(folder: Pa
     program = [sys.executable, "twice.py"]
     with started(2, *ENDLESS[1:], folder=folder, program=program) as running:
         processes = ended(running, folder)
-    assert [each.code for each in processes] == [1, 1], processes
+    assert processes[0].code == 1, processes
+    # The program is the user's own: where process 0, with the service that connects them, has ended
+    # first, JAX aborts the other at its end.
+    assert processes[1].code in (1, -signal.SIGABRT), processes
     for process in processes:
         assert re.search(r"^0 no fuel$", process.out, re.MULTILINE)
     assert re.search(r"^1 no fuel$", processes[1].out, re.MULTILINE)
