@@ -196,7 +196,7 @@ def tracked() -> list[Path]:
 def test_no_tracked_file_names_a_home_a_workplace_or_an_index() -> None:
     # Put together here, so that this file does not match itself.
     private = ["/" + "home/", "/" + "work/", "/" + "Users/", "/" + "root/"]
-    hosts = ["files." + "pythonhosted.org", "pypi." + "org/simple", "index-" + "url"]
+    hosts = ["files." + "pythonhosted.org", "pypi." + "org", "index-" + "url"]
     words = re.compile("|".join(rf"(?<![\w.]){re.escape(each)}\w" for each in private))
     found = []
     for path in tracked():

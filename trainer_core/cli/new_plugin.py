@@ -135,10 +135,10 @@ only-include = ["{MODULE}.py"]
 _README = """\
 # trainer-{NAME}-plugin
 
-The {KIND} `{NAME}` for [trainer-core](https://pypi.org/project/trainer-core/).
+The {KIND} `{NAME}` for trainer-core.
 
 ```
-pip install trainer-{NAME}-plugin
+pip install .
 trainer plugins {NAME}
 ```
 
