@@ -17,6 +17,7 @@ is all of the output, but that each number stands for any number, `...` for any 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import math
 import os
@@ -37,7 +38,7 @@ from fenced import Block, blocks, masked, pattern
 from packages import install
 from trainer_checkpoint.convert.mapping import load_mapping
 
-from trainer_core import cli
+from trainer_core import cli, testing
 from trainer_core.config import CORE_TABLES, load_config
 from trainer_core.decoder import PRESETS, DecoderConfig
 from trainer_core.decoder_parameters import decoder_parameters
@@ -322,6 +323,20 @@ def test_every_promise_names_a_test_that_exists(page: Path) -> None:
     assert promised
     for file, test in promised:
         assert f"\ndef {test}(" in (ROOT / file).read_text(), f"{file} has no {test}"
+
+
+def test_every_attribute_of_a_suite_is_documented() -> None:
+    page = (ROOT / "docs/write-a-plugin.md").read_text().partition("## What a suite can be told")[2]
+    suites = [getattr(testing, name) for name in testing.__all__]
+    told = {
+        name
+        for suite in suites
+        for cls in suite.__mro__
+        for name in inspect.get_annotations(cls)
+        if name != "slot"  # a suite has its own
+    }
+    assert told
+    assert {name for name in told if f"`{name}`" not in page} == set()
 
 
 # ---------------------------------------------------------------------------- settings
