@@ -80,11 +80,11 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     ),
     "its setting has no type": (
         f"{HEAD}value = setting(1.5)\n    @hookimpl\n    def report(self): ...",
-        ["odd:X: the setting value needs a type: `value: float = setting(...)`"],
+        ["odd:X (trainer-odd 3.2.1): the setting value needs a type: `value: float ="],
     ),
     "its default is of another type": (
         f"{HEAD}value: float = '0.9'\n    @hookimpl\n    def report(self): ...",
-        ['odd:X: the default of value, "0.9", is not a finite number'],
+        ['odd:X (trainer-odd 3.2.1): the default of value, "0.9", is not a finite number'],
     ),
     "it forgets self": (
         f"{HEAD}@hookimpl\n    def report(step, metrics): ...",

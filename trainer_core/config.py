@@ -12,12 +12,12 @@ import attrs
 from trainer_core import recipe as recipes
 from trainer_core import registry
 from trainer_core.errors import SettingError, UserError
-from trainer_core.hook_checks import check_hooks
+from trainer_core.hook_checks import check_class
 from trainer_core.installed import core_alone
 from trainer_core.made_with import made_with
 from trainer_core.registry import PLUGINS, SLOTS, Candidate, Slot
 from trainer_core.run import DistributedSettings, RunSettings
-from trainer_core.settings import check_defaults, setting_fields, shown, structure, values_of
+from trainer_core.settings import setting_fields, shown, structure, values_of
 from trainer_core.suggest import did_you_mean, in_tables
 
 if TYPE_CHECKING:
@@ -198,8 +198,7 @@ class _Resolver:
                 before = "" if core_alone() else made_with(self._directory(), table, use)
                 raise UserError(f"{error}{before}") from error
             self.classes[table] = registry.load(found[table], where)
-            self.notices += check_hooks(self.classes[table], found[table], where)
-            check_defaults(self.classes[table], where)
+            self.notices += check_class(self.classes[table], found[table], where)
         return found
 
     def _directory(self) -> Path:

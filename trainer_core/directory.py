@@ -19,7 +19,7 @@ import tomli_w
 from trainer_core.config import Config
 from trainer_core.errors import UserError
 from trainer_core.files import replace
-from trainer_core.hook_checks import implementations
+from trainer_core.hook_checks import only_watches
 from trainer_core.recipe import flatten
 from trainer_core.settings import setting_fields, shown
 
@@ -33,8 +33,6 @@ STACK = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pluggy"
 _SEEN_WITHIN = 10.0  # seconds: network file systems show a new file late
 _COMPILING = 86_400.0  # seconds
 _TRAINING = "start a new run with {}, or go on with the new values by --accept-changes"
-# Hooks by which a plugin can only watch: adding or removing it changes nothing that is trained.
-_WATCHING = {"start", "report", "evaluate", "save", "phase", "close"}
 
 
 def check_directory(config: Config, accept_changes: bool, remedy: str = _TRAINING) -> None:
@@ -144,7 +142,7 @@ def versions(config: Config) -> dict[str, Any]:
         "changing training": [
             table
             for table, chosen in config.chosen.items()
-            if table.startswith("plugins.") and not _only_watches(chosen.plugin)
+            if table.startswith("plugins.") and not only_watches(type(chosen.plugin))
         ],
         "import folders": [str(folder.resolve()) for folder in config.folders],
         "stack": {name: found for name in STACK if (found := _version(name))},
@@ -228,7 +226,7 @@ def _may_change(config: Config, key: str) -> bool:
         if f"plugins.{name}" in (recorded(config.directory, "changing training") or ()):
             if chosen is None:
                 return False
-        elif chosen is None or _only_watches(chosen.plugin):
+        elif chosen is None or only_watches(type(chosen.plugin)):
             return True
         cls = type(chosen.plugin)
     elif table in config.chosen:
@@ -237,10 +235,6 @@ def _may_change(config: Config, key: str) -> bool:
         cls = {"run": type(config.run), "distributed": type(config.distributed)}.get(table, object)
     field = setting_fields(cls).get(rest.partition(".")[0]) if cls is not object else None
     return field is not None and bool(field.metadata.get("may_change"))
-
-
-def _only_watches(plugin: Any) -> bool:
-    return {each.hook for each in implementations(type(plugin))} <= _WATCHING
 
 
 def _shown(table: Mapping[str, Any], key: str) -> str:

@@ -31,15 +31,12 @@ def check_answer(run: Run, slot: str, answer: Any, wanted: str, methods: tuple[s
     missing = [each for each in methods if not callable(getattr(answer, each, None))]
     if missing:
         hint = "; was it meant to be called?" if callable(answer) else ""
+        use, kind = run.config[slot]["use"], type(answer).__name__
         raise UserError(
-            f'[{slot}] use = "{run.config[slot]["use"]}" gives {wanted} as a {_kind(answer)}, '
+            f'[{slot}] use = "{use}" gives {wanted} as a {kind}, '
             f"which has no {' and no '.join(missing)}{hint}",
             f"{slot}.use",
         )
-
-
-def _kind(answer: Any) -> str:
-    return type(answer).__name__
 
 
 def batch_shapes(run: Run, rows: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:

@@ -1,4 +1,4 @@
-"""What pluggy would take without a word, and never call: mistakes in the hooks of a plugin's class.
+"""Mistakes in a plugin's class, above all in its hooks: what pluggy takes, and never calls.
 
 pluggy registers a misspelled hook in silence, never fills a misspelled argument that has a default,
 or one that is keyword-only, and takes the generator of a wrapper that is not marked as one for its
@@ -17,11 +17,13 @@ import attrs
 
 from trainer_core.errors import UserError
 from trainer_core.registry import Candidate
-from trainer_core.settings import setting_fields
+from trainer_core.settings import check_settings
 from trainer_core.suggest import did_you_mean
 
+# Hooks by which a plugin can only watch: adding or removing it changes nothing that is trained.
+WATCHING = frozenset({"start", "report", "evaluate", "save", "phase", "close"})
 # What these return is not used, so that a wrapper of them need not return it.
-_WITHOUT_ANSWER = ("start", "report", "save", "phase", "close")
+_WITHOUT_ANSWER = WATCHING - {"evaluate"}
 
 
 @attrs.frozen
@@ -59,8 +61,14 @@ def implementations(cls: type[Any]) -> Iterator[Implementation]:
             yield Implementation(options.get("specname") or name, function, options, is_static)
 
 
-def check_hooks(cls: type[Any], candidate: Candidate, where: str) -> list[str]:
-    """Refuse a class whose hooks pluggy would misunderstand, or that answers none of its slot's.
+def only_watches(cls: type[Any]) -> bool:
+    """Whether a plugin of this class can change nothing that is trained."""
+    return {each.hook for each in implementations(cls)} <= WATCHING
+
+
+def check_class(cls: type[Any], candidate: Candidate, where: str) -> list[str]:
+    """Refuse a class whose hooks pluggy would misunderstand, that answers none of its slot's, or
+    whose settings cannot be written down.
 
     Args:
         cls: the class of a plugin.
@@ -90,7 +98,7 @@ def check_hooks(cls: type[Any], candidate: Candidate, where: str) -> list[str]:
         raise UserError(
             f"{where}: {candidate.target} answers no hook; mark one with @trainer_core.hookimpl"
         )
-    _check_types(cls, f"{where}: {named(candidate)}")
+    check_settings(cls, f"{where}: {named(candidate)}")
     return notices
 
 
@@ -153,16 +161,6 @@ def _check_name_and_arguments(each: Implementation, what: str, candidate: Candid
             raise UserError(f"{told}; it has: {', '.join(known)}")
         notices.append(f"{told}: it is always {argument.default!r} there")
     return notices
-
-
-def _check_types(cls: type[Any], what: str) -> None:
-    try:
-        setting_fields(cls)
-    except Exception as error:
-        raise UserError(
-            f"{what} has an attribute whose type cannot be read: {type(error).__name__}: {error}; "
-            f"import the type, outside of `if TYPE_CHECKING`; Any will do where it is no setting"
-        ) from error
 
 
 def _check_kind(each: Implementation, what: str) -> None:

@@ -45,7 +45,7 @@ def new_numbers(metrics: Metrics, answer: Metrics) -> Metrics:
     if twice := sorted(metrics.keys() & answer.keys()):
         raise RunError(
             f"an answer to the hook evaluate has the metric {twice[0]!r}, and there is one of that "
-            f"name already; call it something else, such as 'eval_{twice[0]}'"
+            f"name already; call it something else"
         )
     return python_numbers(answer)
 

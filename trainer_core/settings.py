@@ -82,18 +82,25 @@ def setting_fields(cls: type[Any]) -> dict[str, attrs.Attribute[Any]]:
     return {field.name: field for field in attrs.fields(cls) if field.init}
 
 
-def check_defaults(cls: type[Any], where: str) -> None:
+def check_settings(cls: type[Any], what: str) -> None:
     """Refuse settings without a type, and defaults of another: config.toml would have them.
 
     Args:
         cls: a plugin's class.
-        where: what names it, to begin an error with.
+        what: what names it, to begin an error with.
 
     Raises:
         UserError: each that is wrong.
     """
+    try:
+        fields = setting_fields(cls)
+    except Exception as error:
+        raise UserError(
+            f"{what} has an attribute whose type cannot be read: {type(error).__name__}: {error}; "
+            f"import the type, outside of `if TYPE_CHECKING`; Any will do where it is no setting"
+        ) from error
     problems = []
-    for key, field in setting_fields(cls).items():
+    for key, field in fields.items():
         default = _default(field)
         if field.type is None:
             problems.append(f"the setting {key} needs a type: `{key}: float = setting(...)`")
@@ -104,7 +111,7 @@ def check_defaults(cls: type[Any], where: str) -> None:
                 expected = _expected(field.type) or f"a {field.type}"
                 problems.append(f"the default of {key}, {shown(default)}, is not {expected}")
     if problems:
-        raise UserError(f"{where}: {cls.__module__}:{cls.__qualname__}: {'; '.join(problems)}")
+        raise UserError(f"{what}: {'; '.join(problems)}")
 
 
 def values_of(instance: Any) -> dict[str, Any]:

@@ -123,15 +123,12 @@ def _twice(package: Package, first: Package) -> str:
 def what_is_wrong(candidate: Candidate) -> str:
     """Return why a plugin cannot be used; nothing where it can."""
     from trainer_core.errors import UserError
-    from trainer_core.hook_checks import check_hooks
+    from trainer_core.hook_checks import check_class
     from trainer_core.registry import load
-    from trainer_core.settings import check_defaults
 
     where = f"[{candidate.slot.name}] {candidate.name}"
     try:
-        cls = load(candidate, where)
-        check_hooks(cls, candidate, where)
-        check_defaults(cls, where)
+        check_class(load(candidate, where), candidate, where)
     except UserError as error:
         return str(error)
     except Exception as error:  # whatever a class does when it is looked at

@@ -9,6 +9,7 @@ import attrs
 import numpy as np
 
 from trainer_core.axes import AxisRules
+from trainer_core.testing.parts import kinds
 from trainer_core.testing.suite import Suite
 from trainer_core.types import Data
 
@@ -30,10 +31,10 @@ class DataSuite(Suite):
 
     def test_every_batch_is_of_one_kind(self) -> None:
         source = self.source()
-        kinds = [_kinds(source.batch(step)) for step in range(self.steps)]
-        for step, kind in enumerate(kinds):
-            if kind != kinds[0]:
-                self.fail(f"batch 0 is {kinds[0]}, and batch {step} is {kind}: pad what is short")
+        found = [kinds(source.batch(step)) for step in range(self.steps)]
+        for step, kind in enumerate(found):
+            if kind != found[0]:
+                self.fail(f"batch 0 is {found[0]}, and batch {step} is {kind}: pad what is short")
 
     def test_a_batch_has_the_rows_of_this_process(self) -> None:
         for process in range(2):
@@ -196,10 +197,6 @@ class _RowsOf(AxisRules):
 
     def batch_rows(self, size: int, process: int) -> range:
         return self.own
-
-
-def _kinds(batch: dict[str, Any]) -> dict[str, str]:
-    return {name: f"{array.dtype}{list(array.shape)}" for name, array in batch.items()}
 
 
 def _examples(batch: dict[str, Any]) -> list[bytes]:

@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainer_core.loss import build_loss
-from trainer_core.testing.parts import different_leaves, host
+from trainer_core.testing.parts import different_leaves, first_difference, host, kinds
+from trainer_core.testing.sharded import first_gradient
 from trainer_core.testing.suite import Suite
 from trainer_core.types import Model, ParamInfo
-
-_FIRST_GRADIENT = "trainer_core.testing.sharded:first_gradient"
 
 
 class ModelSuite(Suite):
@@ -65,13 +64,9 @@ class ModelSuite(Suite):
 
     def test_its_arrays_are_those_of_its_infos(self) -> None:
         made = jax.jit(self._model.init)(jax.random.key(0))
-        said = (self._model.params, self._model.buffers)
-        kinds = [
-            jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree)
-            for tree in (made, said)
-        ]
-        if kinds[0] != kinds[1]:
-            self.fail(f"`init` makes {kinds[0]}, its infos say {kinds[1]}")
+        found, said = kinds(made), kinds((self._model.params, self._model.buffers))
+        if found != said:
+            self.fail(f"`init` does not make what its infos say: {first_difference(found, said)}")
 
     def test_its_parameters_follow_from_the_key(self) -> None:
         init = jax.jit(self._model.init)
@@ -176,11 +171,11 @@ class ModelSuite(Suite):
             self.fail(f"scanned its loss is {one:.7g}, unrolled, with the same arrays, {two:.7g}")
 
     def test_sharded_it_begins_the_same(self) -> None:
-        if different := self.sharded(_FIRST_GRADIENT)["different"]:
+        if different := self.sharded(first_gradient)["different"]:
             self.fail(f"on a mesh these parameters begin otherwise: {', '.join(different)}")
 
     def test_sharded_it_has_the_same_gradient(self) -> None:
-        distance = self.sharded(_FIRST_GRADIENT)["apart"]
+        distance = self.sharded(first_gradient)["apart"]
         if not distance <= self.rounding:
             self.fail(
                 f"on 8 devices its gradient is {distance:.2g} times its largest number apart from "

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from trainer_core.testing.parts import different_leaves, host
+from trainer_core.testing.parts import different_leaves, first_difference, host, kinds
 from trainer_core.testing.resume import after, resumed_and_unbroken
-from trainer_core.testing.sharded import apart
+from trainer_core.testing.sharded import apart, three_steps
 from trainer_core.testing.suite import Suite
 
 
@@ -52,10 +52,10 @@ class OptimizerSuite(Suite):
 
     def test_its_state_is_that_of_its_shapes(self) -> None:
         program = self.parts().program
-        made = _shapes(self.parts().state().opt_state)
-        said = _shapes(program.abstract_state.opt_state)
+        made = kinds(self.parts().state().opt_state)
+        said = kinds(program.abstract_state.opt_state)
         if made != said:
-            self.fail(f"`init` makes {_first_difference(made, said)} of what its shapes said")
+            self.fail(f"`init` does not make what its shapes said: {first_difference(made, said)}")
 
     def test_its_updates_fit_the_parameters(self) -> None:
         params, _, _, (updates, _) = self._abstract_update()
@@ -65,7 +65,7 @@ class OptimizerSuite(Suite):
         wrong = [
             f"{path} {found} for {wanted}"
             for (path, found), wanted in zip(
-                _shapes(updates).items(), _shapes(params).values(), strict=True
+                kinds(updates).items(), kinds(params).values(), strict=True
             )
             if found.partition("[")[2] != wanted.partition("[")[2]
         ]
@@ -75,11 +75,11 @@ class OptimizerSuite(Suite):
     def test_its_state_keeps_its_dtypes(self) -> None:
         for dtype in ("float32", "bfloat16"):
             _, before, _, (_, after) = self._abstract_update(dtype)
-            kept, was = _shapes(after), _shapes(before)
+            kept, was = kinds(after), kinds(before)
             if kept != was:
                 self.fail(
                     f"with {dtype} parameters its state goes in and comes out otherwise: "
-                    f"{_first_difference(kept, was)}; cast it to the dtype in which `init` made it"
+                    f"{first_difference(kept, was)}; cast it to the dtype in which `init` made it"
                 )
 
     def test_it_is_traced_once(self) -> None:
@@ -154,11 +154,11 @@ class OptimizerSuite(Suite):
             )
 
     def test_sharded_parameters_begin_the_same(self) -> None:
-        if different := self.sharded(_THREE_STEPS)["different"]:
+        if different := self.sharded(three_steps)["different"]:
             self.fail(f"on a mesh these parameters begin otherwise: {', '.join(different)}")
 
     def test_its_state_is_spread_over_devices(self) -> None:
-        whole = self.sharded(_THREE_STEPS)["whole"]
+        whole = self.sharded(three_steps)["whole"]
         if whole and not self.may_be_whole:
             self.fail(
                 f"every device holds all of {', '.join(whole)}. Keep state in trees like that of "
@@ -167,7 +167,7 @@ class OptimizerSuite(Suite):
             )
 
     def test_sharded_it_trains_the_same(self) -> None:
-        distance = self.sharded(_THREE_STEPS)["apart"]
+        distance = self.sharded(three_steps)["apart"]
         if not distance <= self.rounding:
             self.fail(
                 f"on 8 devices the parameters end {distance:.2g} times as far from those on one as "
@@ -213,23 +213,6 @@ class OptimizerSuite(Suite):
             updates, state = update(params, state, params)
             found.append(max(float(jnp.max(jnp.abs(each))) for each in jax.tree.leaves(updates)))
         return found
-
-
-_THREE_STEPS = "trainer_core.testing.sharded:three_steps"
-
-
-def _shapes(tree: Any) -> dict[str, str]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-def _first_difference(found: dict[str, str], wanted: dict[str, str]) -> str:
-    for path in {**wanted, **found}:
-        if found.get(path) != wanted.get(path):
-            return f"{path}: {found.get(path)} instead of {wanted.get(path)}"
-    return "nothing else"
 
 
 def _plain(tree: Any) -> Any:

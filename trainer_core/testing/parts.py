@@ -140,3 +140,17 @@ def different_leaves(found: Any, expected: Any) -> list[str]:
         )
         if (a.dtype, a.shape, a.tobytes()) != (b.dtype, b.shape, b.tobytes())
     ]
+
+
+def kinds(tree: Any) -> dict[str, str]:
+    """Return the dtype and shape of each leaf, by its path."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def first_difference(found: Mapping[str, str], wanted: Mapping[str, str]) -> str:
+    """Return what is the first to differ of two that `kinds` returned, which are not equal."""
+    path = next(each for each in {**wanted, **found} if found.get(each) != wanted.get(each))
+    return f"{path}: {found.get(path, 'nothing')} instead of {wanted.get(path, 'nothing')}"

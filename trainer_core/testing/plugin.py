@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from trainer_core.hook_checks import implementations
+from trainer_core.hook_checks import only_watches
 from trainer_core.loop import fit
 from trainer_core.testing.parts import different_leaves
 from trainer_core.testing.resume import resumed_and_unbroken
+from trainer_core.testing.sharded import three_steps
 from trainer_core.testing.suite import Suite
-
-WATCHING = {"start", "report", "evaluate", "save", "phase", "close"}
 
 
 class PluginSuite(Suite):
@@ -66,7 +65,7 @@ class PluginSuite(Suite):
     def test_its_state_is_spread_over_devices(self) -> None:
         if self._only_watches():
             return
-        if whole := self.sharded("trainer_core.testing.sharded:three_steps")["whole"]:
+        if whole := self.sharded(three_steps)["whole"]:
             self.fail(
                 f"every device holds all of {', '.join(whole)}: keep state in trees like that of "
                 f"the parameters, made by jax.tree.map over them"
@@ -76,5 +75,4 @@ class PluginSuite(Suite):
         return self.recipe(run={"directory": str(folder / "run")})
 
     def _only_watches(self) -> bool:
-        hooks = {each.hook for each in implementations(type(self._plugin()))}
-        return hooks <= WATCHING
+        return only_watches(type(self._plugin()))

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from trainer_core.errors import RunError, TrainerError
@@ -21,17 +22,17 @@ _FLAG = "--xla_force_host_platform_device_count=8"
 _THREADS = "64"
 
 
-def on_eight_devices(check: str, recipe: str) -> Any:
+def on_eight_devices(check: Callable[[dict[str, Any]], Any], recipe: str) -> Any:
     """Return what `check(recipe)` returns on eight devices, simulated where need be.
 
     Args:
-        check: `package.module:function`.
+        check: a function of a module, which the other process imports.
         recipe: as JSON.
 
     Raises:
         RunError: the process with eight devices failed; with what it printed.
     """
-    found = _found(check, recipe)
+    found = _found(f"{check.__module__}:{check.__qualname__}", recipe)
     if isinstance(found, TrainerError):
         raise found
     return found
@@ -121,12 +122,13 @@ def first_gradient(recipe: dict[str, Any]) -> dict[str, Any]:
         firsts.append(host(state.params))
         found = parts.gradient(state.params, state.buffers, parts.batch(0))
         gradients.append(host((found.loss, found.grads)))
-    nothing = jax.tree.map(lambda leaf: 0 * leaf, gradients)
+    apart_by_part = [
+        apart(found, alone, jax.tree.map(np.zeros_like, alone))
+        for found, alone in zip(*gradients, strict=True)
+    ]
     return {
         "different": different_leaves(*firsts),
-        "apart": float(
-            np.max([apart(*(each[part] for each in (*gradients, nothing[1]))) for part in (0, 1)])
-        ),
+        "apart": float(np.max(apart_by_part)),  # NaN stays NaN
     }
 
 

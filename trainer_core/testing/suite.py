@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
@@ -14,7 +14,7 @@ from trainer_core import registry
 from trainer_core.assemble import open_run
 from trainer_core.config import load_config
 from trainer_core.errors import RunError
-from trainer_core.hook_checks import check_hooks
+from trainer_core.hook_checks import check_class
 from trainer_core.hooks import Hooks
 from trainer_core.run import Run
 from trainer_core.settings import setting_fields
@@ -87,7 +87,7 @@ class Suite:
         return Opened(*open_run(load_config(cls.recipe(**changes))))
 
     @classmethod
-    def sharded(cls, check: str) -> Any:
+    def sharded(cls, check: Callable[[dict[str, Any]], Any]) -> Any:
         """Return what a check of `trainer_core.testing.sharded` finds on eight devices."""
         recipe = cls.recipe(shard={"mesh": dict(cls.mesh)})
         try:
@@ -105,7 +105,7 @@ class Suite:
         slot = registry.SLOTS.get(self.slot, registry.PLUGINS)
         where = f'[{self.slot}] use = "{self.use}"'
         candidate = registry.find(slot, self.use, where)
-        check_hooks(registry.load(candidate, where), candidate, where)
+        check_class(registry.load(candidate, where), candidate, where)
 
     def test_each_setting_says_what_it_means(self) -> None:
         silent = [
