@@ -27,7 +27,8 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019, equation 4.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)  # [..., 1]
+    # Not jnp.square: its derivative would keep 2 x for the backward pass, beside x.
+    mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)  # [..., 1]
     return (wide * jax.lax.rsqrt(mean_square + epsilon) * scale).astype(x.dtype)
 
 
