@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -118,12 +117,17 @@ def build_step(
         counters = state.extra["gradient"]
         applied = finite & (counters["skipped_in_a_row"] < patience)
         grads = _clipped(gradient.grads, norm, clip_norm)
-        updates, opt_state = update(
-            grads, state.opt_state, state.params, value=gradient.loss, grad=grads
-        )
-        new = (optax.apply_updates(state.params, updates), gradient.buffers, opt_state)
         old = (state.params, state.buffers, state.opt_state)
-        params, buffers, opt_state = jax.tree.map(functools.partial(_chosen, applied), new, old)
+
+        def updated() -> Any:
+            updates, opt_state = update(
+                grads, state.opt_state, state.params, value=gradient.loss, grad=grads
+            )
+            new = (optax.apply_updates(state.params, updates), gradient.buffers, opt_state)
+            return jax.tree.map(_in_dtype_of, old, new)
+
+        # A branch, not a choice of each array afterwards: for that XLA would copy the state first.
+        params, buffers, opt_state = jax.lax.cond(applied, updated, lambda: old)
         counted = _counted(counters, applied, first)
         record = watched(state.extra["spikes"], gradient.loss)
         after = attrs.evolve(
@@ -191,12 +195,10 @@ def _metrics(gradient: Gradient, norm: jax.Array, rate: Any, counted: Metrics) -
     }
 
 
-def _chosen(applied: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-    import jax.numpy as jnp
-
+def _in_dtype_of(old: jax.Array, new: jax.Array) -> jax.Array:
     # Gradients added up in float32 let optax promote its own bfloat16 state, which would then
     # not fit the compiled step; it is kept in the dtype in which it was made.
-    return jnp.where(applied, new.astype(old.dtype) if new.dtype != old.dtype else new, old)
+    return new.astype(old.dtype) if new.dtype != old.dtype else new
 
 
 def _path_text(path: Any) -> str:
