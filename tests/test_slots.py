@@ -444,6 +444,44 @@ def test_a_data_plugin_without_batch_size_is_told_that_it_needs_one(written: Any
     assert "needs one: batch_size: int" in message
 
 
+@pytest.mark.parametrize(
+    ("state", "update", "said"),
+    [
+        ("jnp.zeros(2)", "(grads, jnp.zeros(3))", "state goes in as [2] and comes out as [3]"),
+        (
+            "{'a': jnp.zeros(2)}",
+            "(grads, {'b': jnp.zeros(2)})",
+            "state/a goes in and does not come out\n  state/b did not go in and comes out",
+        ),
+        (
+            "()",
+            "(jax.tree.map(lambda leaf: leaf[None], grads), ())",
+            "updates/hidden/bias goes in as [16] and comes out as [1, 16]",
+        ),
+        ("()", "(grads, [])", "{'state': (), 'updates': {"),
+    ],
+)
+def test_an_optimizer_whose_update_changes_a_shape_is_refused_by_path(
+    written: Any, state: str, update: str, said: str
+) -> None:
+    source = f"""
+@plugin
+class Mine:
+    @hookimpl
+    def build_optimizer(self, learning_rate):
+        def init(params):
+            return {state}
+
+        def update(grads, state, params=None):
+            return {update}
+
+        return optax.GradientTransformation(init, update)
+"""
+    message = refused(written(source, optimizer={"use": "mine:Mine"}))
+    assert message.startswith("[optimizer]: `update` must give an update for each gradient, and")
+    assert said in message
+
+
 STEP = CASES["step"].source
 
 
@@ -453,7 +491,7 @@ STEP = CASES["step"].source
         (
             'state.extra["mine"] + 1',
             'state.extra["mine"] + 1.5',
-            "state.extra['mine'] goes in as int32[] and comes out as float32[]",
+            "state/extra/mine goes in as int32[] and comes out as float32[]",
         ),
         (
             "jnp.int32(self.notice)",
@@ -467,4 +505,4 @@ def test_a_step_that_does_not_fit_the_loop_is_refused_before_it_is_compiled(
 ) -> None:
     assert STEP.count(old) == 1
     message = refused(written(STEP.replace(old, new), step={"use": "mine:Mine"}))
-    assert message == f"the step does not fit the loop: {said}"
+    assert message == f"the step does not fit the loop:\n  {said}"

@@ -60,20 +60,37 @@ def batch_shapes(run: Run, rows: dict[str, np.ndarray]) -> dict[str, jax.ShapeDt
 
 def check_step(given: TrainState, returned: TrainState, metrics: Metrics) -> None:
     """The next step takes what this one gives back, and a metric is one number."""
-    pairs = zip(jax.tree_util.tree_leaves_with_path(given), jax.tree.leaves(returned), strict=True)
-    problems = [
-        f"state{jax.tree_util.keystr(path)} goes in as {a.dtype}{list(a.shape)} and comes out as "
-        f"{b.dtype}{list(b.shape)}"
-        for (path, a), b in pairs
-        if (a.shape, a.dtype) != (b.shape, b.dtype)
-    ]
+    problems = [f"state/{change}" for change in changes(given, returned)]
     problems += [
         f"the metric {name!r} has shape {tuple(each.shape)}, not that of a scalar"
         for name, each in metrics.items()
         if each.shape
     ]
     if problems:
-        raise UserError(f"the step does not fit the loop: {'; '.join(problems)}")
+        raise UserError(f"the step does not fit the loop:{listed(problems)}")
+
+
+def changes(given: Any, returned: Any, *, dtypes: bool = True) -> list[str]:
+    """Return what the leaves of a tree have become, by path: nothing where it is what it was."""
+
+    def forms(tree: Any) -> dict[str, str]:
+        return {
+            _place(path): f"{leaf.dtype if dtypes else ''}{list(leaf.shape)}"
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+
+    before, after = forms(given), forms(returned)
+    lines = [
+        f"{path} goes in as {before[path]} and comes out as {after[path]}"
+        for path in before
+        if path in after and before[path] != after[path]
+    ]
+    lines += [f"{path} goes in and does not come out" for path in before if path not in after]
+    lines += [f"{path} did not go in and comes out" for path in after if path not in before]
+    structures = [str(jax.tree.structure(tree)) for tree in (given, returned)]
+    if not lines and structures[0] != structures[1]:
+        lines = [f"{structures[0]} goes in and {structures[1]} comes out"]
+    return lines
 
 
 def check_tokens(model: Model, data: Data, rows: dict[str, np.ndarray]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from attrs.validators import ge, gt
 
-from trainer_core.errors import RunError
+from trainer_core.errors import RunError, UserError, listed
 from trainer_core.plugin import hookimpl, plugin, setting
 
 if TYPE_CHECKING:
@@ -117,17 +117,12 @@ def build_step(
         counters = state.extra["gradient"]
         applied = finite & (counters["skipped_in_a_row"] < patience)
         grads = _clipped(gradient.grads, norm, clip_norm)
-        old = (state.params, state.buffers, state.opt_state)
-
-        def updated() -> Any:
-            updates, opt_state = update(
-                grads, state.opt_state, state.params, value=gradient.loss, grad=grads
-            )
-            new = (optax.apply_updates(state.params, updates), gradient.buffers, opt_state)
-            return jax.tree.map(_in_dtype_of, old, new)
-
         # A branch, not a choice of each array afterwards: for that XLA would copy the state first.
-        params, buffers, opt_state = jax.lax.cond(applied, updated, lambda: old)
+        params, buffers, opt_state = jax.lax.cond(
+            applied,
+            lambda: _updated(update, state, gradient, grads),
+            lambda: (state.params, state.buffers, state.opt_state),
+        )
         counted = _counted(counters, applied, first)
         record = watched(state.extra["spikes"], gradient.loss)
         after = attrs.evolve(
@@ -195,10 +190,28 @@ def _metrics(gradient: Gradient, norm: jax.Array, rate: Any, counted: Metrics) -
     }
 
 
-def _in_dtype_of(old: jax.Array, new: jax.Array) -> jax.Array:
+def _updated(update: Any, state: TrainState, gradient: Gradient, grads: Params) -> Any:
+    """Return parameters, buffers and the optimizer's state after an update by `grads`."""
+    import jax
+    import optax
+
+    from trainer_core.fitting import changes
+
+    updates, opt_state = update(
+        grads, state.opt_state, state.params, value=gradient.loss, grad=grads
+    )
+    given = {"updates": grads, "state": state.opt_state}
+    if problems := changes(given, {"updates": updates, "state": opt_state}, dtypes=False):
+        raise UserError(
+            "[optimizer]: `update` must give an update for each gradient, and its state, in the "
+            f"shapes in which it got them:{listed(problems)}",
+            "optimizer.use",
+        )
+    old = (state.params, state.buffers, state.opt_state)
+    new = (optax.apply_updates(state.params, updates), gradient.buffers, opt_state)
     # Gradients added up in float32 let optax promote its own bfloat16 state, which would then
     # not fit the compiled step; it is kept in the dtype in which it was made.
-    return new.astype(old.dtype) if new.dtype != old.dtype else new
+    return jax.tree.map(lambda before, after: after.astype(before.dtype), old, new)
 
 
 def _path_text(path: Any) -> str:
