@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import os
-import pty
 import re
-import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +15,9 @@ import programs
 import pytest
 from command import PERCEPTRON
 from rich.console import Console
+from terminals import on_terminal
 
 from trainer_core import fit
-from trainer_core.cli import run as run_command
 from trainer_core.defaults.progress import Progress, make_display
 from trainer_core.run import StopRequest
 from trainer_core.terminal import figures, live, plain
@@ -294,33 +289,6 @@ def test_going_on_with_other_devices_says_so(recipe: Any, tmp_path: Path) -> Non
     parts = programs.build(recipe())
     rows = dict(summary_rows(parts.run, parts.program, 1))
     assert rows["resumed"] == "from the checkpoint of step 1, made on 8 x CPU, mesh fsdp 8"
-
-
-def on_terminal(
-    arguments: list[str], expected: int, monkeypatch: pytest.MonkeyPatch, columns: int = 100
-) -> tuple[str, str]:
-    """Run a command on a terminal; return what it wrote, and the same as text."""
-    master, slave = pty.openpty()
-    chunks: list[bytes] = []
-
-    def read() -> None:
-        with contextlib.suppress(OSError):  # which says that the other side is closed
-            while chunk := os.read(master, 65536):
-                chunks.append(chunk)
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    for name, value in (("TERM", "xterm-256color"), ("COLUMNS", str(columns)), ("LINES", "30")):
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    with monkeypatch.context() as patched, os.fdopen(slave, "w") as stdout:
-        patched.setattr(sys, "stdout", stdout)
-        code = run_command(arguments)
-    reader.join()
-    os.close(master)
-    assert code == expected
-    written = b"".join(chunks).decode()
-    return written, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written)
 
 
 def test_terminal_gets_a_live_view_and_its_cursor_back(

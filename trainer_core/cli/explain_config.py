@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -12,12 +11,12 @@ import attrs
 from trainer_core.cli.plugin_settings import meaning
 from trainer_core.settings import setting_fields, shown
 from trainer_core.terminal.output import say
-from trainer_core.terminal.page import Page, wrapped
+from trainer_core.terminal.page import Page, Part, wrapped
 
 if TYPE_CHECKING:
     from trainer_core.config import Config
 
-_VALUE, _ORIGIN = 24, 22  # columns, at most
+_VALUE = 22  # characters of a line of it, where words are no longer
 
 
 @attrs.frozen
@@ -54,17 +53,13 @@ def explain(config: Config, as_json: bool) -> None:
     page = Page()
     for notice in config.notices:
         page.rows([("note", notice)], style="yellow")
-    keys = [key for table in found for key in table.keys]
-    columns = (
-        max(len(key.name) for key in keys) + 2,
-        min(_VALUE, max(len(line) for key in keys for line in _written(key).split("\n")) + 2),
-        min(_ORIGIN, max(len(key.origin) for key in keys) + 2),
-    )
+    widths = page.widths([_cells(key) for table in found for key in table.keys], indent=2)
     for table in found:
         page.line()
-        page.line((f"[{table.name}]", "bold"), (f"  {table.owner}", "dim"))
+        heading = (f"[{table.name}]", table.owner)
+        page.cells([(heading[0], "bold"), (heading[1], "dim")], page.widths([heading]))
         for key in table.keys:
-            _show(page, key, columns)
+            page.cells(_styled(key), widths, indent=2)
 
 
 def tables(config: Config) -> Iterator[Table]:
@@ -101,24 +96,16 @@ def _keys(config: Config, table: str, settings: Any) -> Iterator[Key]:
         )
 
 
-def _show(page: Page, key: Key, columns: tuple[int, int, int]) -> None:
-    left, middle, right = columns
-    cells = (
-        wrapped(_written(key), middle - 2),
-        wrapped(key.origin, right - 2),
-        wrapped(key.meaning, page.width - 2 - sum(columns)),
-    )
+def _cells(key: Key) -> tuple[str, ...]:
+    value = "\n".join(wrapped(_written(key), _VALUE))
+    return key.name, value, key.origin, key.meaning
+
+
+def _styled(key: Key) -> list[Part]:
     is_default = key.origin == "default" or key.origin.startswith("preset ")
-    name = key.name
-    for value, origin, text in zip_longest(*cells, fillvalue=""):
-        page.line(
-            "  ",
-            (f"{name:<{left}}", "cyan"),
-            (f"{value:<{middle}}", "dim" if key.value is None else "" if is_default else "bold"),
-            (f"{origin:<{right}}", "dim" if is_default else "bold"),
-            text,
-        )
-        name = ""
+    value = "dim" if key.value is None else "" if is_default else "bold"
+    styles = ("cyan", value, "dim" if is_default else "bold", "")
+    return list(zip(_cells(key), styles, strict=True))
 
 
 def _written(key: Key) -> str:

@@ -60,13 +60,13 @@ def explain(config: Config, as_json: bool) -> None:
         kind = "one" if _has_one_answer(specs[hook]) else "every"
         for index, each in enumerate(found):
             first = (hook, kind) if index == 0 else ("", "")
-            wraps = "around" if each.role == "wrapper" else ""
             # An import path stands under `from`: twice, it would not fit.
             name = each.plugin if each.distribution else each.plugin.partition(" ")[0]
-            rows.append((*first, str(index + 1), name, wraps, each.origin))
+            wraps = " around" if each.role == "wrapper" else ""
+            rows.append((*first, str(index + 1), name + wraps, each.origin))
         if not found:
-            rows.append((hook, kind, "", "nobody", "", ""))
-    page.table(("hook", "answers", "", "called, in this order", "", "from"), rows)
+            rows.append((hook, kind, "", "nobody", ""))
+    page.table(("hook", "answers", "", "called, in this order", "from"), rows)
     page.line()
     page.rows(
         [

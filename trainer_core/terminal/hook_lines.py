@@ -7,18 +7,33 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from trainer_core.terminal.output import say
+from trainer_core.terminal.output import is_terminal, say
+from trainer_core.terminal.page import terminal_console, wrapped
 
 if TYPE_CHECKING:
     from trainer_core.hook_trace import HookCall, Part
 
 WITH_ANSWERS = ("restore", "describe_optimizer", "evaluate")  # which may be None
+_TIED = "\N{NO-BREAK SPACE}"  # between a name and its time
 
 
 def show_call(call: HookCall) -> None:
-    """Print a hook call as a line; a live view on the terminal lets it pass above itself."""
-    if call.is_main:
-        say(line_of(call))
+    """Print a hook call; a live view on the terminal lets it pass above itself.
+
+    As in `hook step  3.1 ms  [plugins.norm] 0.1 around [step] gradient 3.0`: one line, which only a
+    terminal that is narrower wraps.
+    """
+    if not call.is_main:
+        return
+    what, who = _in_words(call)
+    lines, left = [who], len(what) + 2
+    if is_terminal():
+        width = terminal_console().width
+        if max(map(len, who.split(" "))) > width - left:
+            what, left = f"{what}\n  ", 4
+        lines = wrapped(who, width - left)
+    # In one piece: a live view redraws itself between two.
+    say(f"{what}  " + f"\n{'':<{left}}".join(lines).replace(_TIED, " "))
 
 
 def show_call_as_json(call: HookCall) -> None:
@@ -40,8 +55,15 @@ def show_call_as_json(call: HookCall) -> None:
     say(json.dumps({**found, "called": parts, **error}))
 
 
-def line_of(call: HookCall) -> str:
-    """Return `hook step  3.1 ms  [plugins.norm] 0.1 around [step] gradient 3.0`."""
+def short_name(plugin: str) -> str:
+    """Return a plugin's name in a run, without whence it comes: `[optimizer] adamw`."""
+    name = re.sub(r" \([^()]*\)$", "", plugin)
+    doubled = re.fullmatch(r"(\[plugins\.(.+)\]) \2", name)
+    return doubled[1] if doubled else name
+
+
+def _in_words(call: HookCall) -> tuple[str, str]:
+    """What was called, and by whom it was answered."""
     around = [part for part in call.parts if part.wraps]
     within = [part for part in call.parts if not part.wraps]
     answers = ", ".join(_part(call.hook, part) for part in within)
@@ -50,19 +72,13 @@ def line_of(call: HookCall) -> str:
     named = " around ".join([*(_part(call.hook, part) for part in around), answers])
     raised = "" if call.error is None else f"  raised {_raised(call.error)}"
     what = f"{call.hook} {call.about}".rstrip()
-    return f"hook {what:<18} {1000 * call.seconds:>9.2f} ms  {named}{raised}"
-
-
-def short_name(plugin: str) -> str:
-    """Return a plugin's name in a run, without whence it comes: `[optimizer] adamw`."""
-    name = re.sub(r" \([^()]*\)$", "", plugin)
-    doubled = re.fullmatch(r"(\[plugins\.(.+)\]) \2", name)
-    return doubled[1] if doubled else name
+    return f"hook {what:<18} {1000 * call.seconds:>9.2f} ms", f"{named}{raised}"
 
 
 def _part(hook: str, part: Part) -> str:
     silent = hook in WITH_ANSWERS and not part.answered
-    return f"{short_name(part.plugin)} {1000 * part.seconds:.2f}{': None' if silent else ''}"
+    answer = f":{_TIED}None" if silent else ""
+    return f"{short_name(part.plugin)}{_TIED}{1000 * part.seconds:.2f}{answer}"
 
 
 def _raised(error: BaseException) -> str:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 WIDTH = 100
+_GAP = 2  # between two columns
+_WORD = 24  # a column that has longer words may still be as narrow as this
+_UNDER = 4  # what has no column is indented by this, under its row
 Part: TypeAlias = str | tuple[str, str]  # text, or text and its style
 Rows: TypeAlias = Sequence[tuple[str, str]]
 
@@ -73,25 +76,68 @@ class Page:
                 label = ""
 
     def table(self, head: Sequence[str], rows: Iterable[Sequence[str]], indent: int = 0) -> None:
-        """Print columns under their heads; the last one is wrapped.
+        """Print columns under their heads, as `cells` does.
 
         Args:
-            head: one word for each column.
+            head: a text for each column.
             rows: as many texts in each.
             indent: spaces before each line.
         """
         listed = [tuple(row) for row in rows]
-        widths = [
-            max(len(row[column]) for row in [tuple(head), *listed]) + 2
-            for column in range(len(head))
-        ]
-        last = max(20, self.width - indent - sum(widths[:-1]))
-        self.line(" " * indent, (_columns(head, widths), "dim"))
+        widths = self.widths([tuple(head), *listed], indent)
+        self.cells([(text, "dim") for text in head], widths, indent)
         for row in listed:
-            lines = wrapped(row[-1], last)
-            self.line(" " * indent, _columns([*row[:-1], lines[0]], widths))
-            for line in lines[1:]:
-                self.line(" " * (indent + sum(widths[:-1])), line)
+            self.cells(row, widths, indent)
+
+    def widths(self, rows: Sequence[Sequence[str]], indent: int = 0) -> list[int]:
+        """Return how many characters each column of some rows gets on this page.
+
+        The widest give way first, but none to less than a word or _WORD characters. Where the page
+        is too narrow even so, the last column gets none: it stands under its row.
+        """
+        columns = list(zip(*rows, strict=True))
+        widths = [max(len(line) for text in each for line in text.split("\n")) for each in columns]
+        words = [
+            max((len(word) for text in each for word in text.split()), default=0)
+            for each in columns
+        ]
+        least = [min(each, _WORD) for each in words]
+        room = self.width - indent - _GAP * (len(columns) - 1)
+        if sum(least) > room:
+            widths[-1], least[-1], room = 0, 0, room + _GAP
+        while sum(widths) > room:
+            loose = [each for each, width in enumerate(widths) if width > least[each]]
+            if not loose:
+                break
+            widths[max(loose, key=widths.__getitem__)] -= 1
+        return widths
+
+    def cells(self, cells: Sequence[Part], widths: Sequence[int], indent: int = 0) -> None:
+        """Print a row of a table, each cell wrapped in its column.
+
+        A word that is wider than its column is never cut: it stands on the next line that is free
+        for it.
+        """
+        lines: list[list[Part]] = []
+        used: list[int] = []
+        left = indent
+        for cell, width in zip(cells, widths, strict=True):
+            text, style = (cell, "") if isinstance(cell, str) else cell
+            row = 0 if width else len(lines)
+            at, room = (left, width) if width else (indent + _UNDER, self.width - indent - _UNDER)
+            for line in wrapped(text, room) if text else ():
+                start = max(indent, min(at, self.width - len(line)))
+                while row < len(lines) and used[row] and used[row] + _GAP > start:
+                    row += 1
+                if row == len(lines):
+                    lines.append([])
+                    used.append(0)
+                lines[row] += [" " * (start - used[row]), (line, style)]
+                used[row] = start + len(line)
+                row += 1
+            left += width + _GAP
+        for parts in lines:
+            self.line(*parts)
 
 
 def assembled(parts: Iterable[Part]) -> Text:
@@ -115,8 +161,3 @@ def wrapped(text: str, width: int) -> list[str]:
 def _wrapper(width: int) -> textwrap.TextWrapper:
     # A path or a key that is cut in two can no longer be copied.
     return textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
-
-
-def _columns(texts: Sequence[str], widths: Sequence[int]) -> str:
-    cells = zip(texts, widths, strict=True)
-    return "".join(f"{text:<{width}}" for text, width in cells).rstrip()
