@@ -67,6 +67,10 @@ def test_nothing_needs_to_be_said_where_nothing_changed() -> None:
         ("steps: integer", "updates: integer", "updates"),
         ("[RECIPE.toml]\n", "[RECIPE.toml]\ncommand train --quiet\n", "--quiet"),
         ("python kernel.fit(config: Path) -> Result\n", "", "fit"),
+        ("package kernel\n", "package kernel\nmetric loss/TERM\n", "loss/TERM"),
+        ("package kernel\n", "package kernel\nfile config.toml\n", "config.toml"),
+        ("package kernel\n", "package kernel\nexit 3: RunError\n", "exit 3"),
+        ("package kernel\n", "package kernel\nenv TRAINER_QUIET\n", "TRAINER_QUIET"),
         ("package kernel\n", "package kernel\nhook load(run: Run) -> None one\n", "load"),
     ],
 )

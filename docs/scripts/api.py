@@ -12,6 +12,9 @@ A line is a kind, a full name, and what belongs to it:
 - hook, slot, group, offer: the hooks; tables that choose; entry-point groups; who offers what
 - command: a command with its arguments, each of its options
 - setting: a key of a config, with its type and default
+- metric, file: what a line of metrics.jsonl and the directory of a run hold, from a small run
+- exit: what a command ends with, other than 0, and the error that it means
+- env: an environment variable that our code reads itself
 
 `docs/api-before.txt` is the same list as it was when the topmost section of CHANGELOG.md was begun.
 """
@@ -23,8 +26,10 @@ import functools
 import importlib
 import inspect
 import io
+import json
 import re
 import sys
+import tempfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,13 +37,19 @@ from typing import Any
 
 import attrs
 
-from trainer_core import hookspecs
+from trainer_core import Term, fit, hookspecs
+from trainer_core.cli import INTERRUPTED
 from trainer_core.cli.commands import COMMANDS, GROUP
+from trainer_core.cli.failures import error_log
 from trainer_core.cli.parsing import Parser
 from trainer_core.cli.plugin_settings import described
 from trainer_core.config import CORE_TABLES
+from trainer_core.errors import TrainerError
 from trainer_core.imports import load_object
+from trainer_core.loss import losses_by_term
 from trainer_core.registry import PLUGINS, SLOTS
+from trainer_core.requests import SAVE
+from trainer_core.stacks import stacks
 
 ROOT = Path(__file__).parents[2]
 IMPORT = re.compile(r"^from ([\w.]+) import (\([^)]*\)|[\w, ]+)$", re.MULTILINE)
@@ -49,6 +60,7 @@ def surface(root: Path = ROOT) -> str:
     projects = [tomllib.loads(path.read_text()) for path in project_files(root)]
     version = projects[0]["project"]["version"]
     lines = [*hooks(hookspecs.TrainerSpec), *slots(), *commands(projects), *settings(projects)]
+    lines += [*run_directory(), *exit_codes(), *variables(root)]
     for module, names in public(root).items():
         lines += [f"package {module}", *python(module, names)]
     header = f"# version {version}; made by docs/scripts/api.py, which says how to read it"
@@ -65,12 +77,18 @@ def project_files(root: Path) -> list[Path]:
 
 def packages(root: Path) -> Iterator[str]:
     """Yield the packages and modules of all distributions that say what is public in them."""
+    for folder, path in sources(root):
+        if re.search(r"^__all__ = ", path.read_text(), re.MULTILINE):
+            parts = path.relative_to(folder).with_suffix("").parts
+            yield ".".join(parts).removesuffix(".__init__")
+
+
+def sources(root: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield each file of our packages, after the folder of its distribution."""
     for file in project_files(root):
         wheel = tomllib.loads(file.read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
         for path in sorted((file.parent / wheel["packages"][0]).rglob("*.py")):
-            if re.search(r"^__all__ = ", path.read_text(), re.MULTILINE):
-                parts = path.relative_to(file.parent).with_suffix("").parts
-                yield ".".join(parts).removesuffix(".__init__")
+            yield file.parent, path
 
 
 def public(root: Path) -> dict[str, list[str]]:
@@ -267,6 +285,49 @@ def _settings(table: str, cls: type[Any]) -> Iterator[str]:
         yield f"setting {table}.{each.key}: {each.type or 'any'} = {each.default or 'not set'}"
 
 
+# ---------------------------------------------------------------------------- runs
+
+
+def run_directory() -> Iterator[str]:
+    """Yield each file that a run leaves, is asked by or fails with, and the keys of its metrics."""
+    with tempfile.TemporaryDirectory() as folder:
+        run, templates = Path(folder, "run"), "trainer_core.templates.{}:Example"
+        fit(
+            {
+                "run": {"directory": str(run), "steps": 1},
+                "model": {"use": templates.format("model")},
+                "data": {"use": templates.format("data"), "batch_size": 1, "length": 8},
+                "plugins": {"progress": False},
+            }
+        )
+        (line,) = (run / "metrics.jsonl").read_text().splitlines()
+        files = [path for path in run.iterdir() if path.is_file() and path.name[0] != "."]
+        found = [str(path.relative_to(run)) for path in (*files, *run.glob("*/*"))]
+    written = [error_log(Path(), 0), error_log(Path(), 1), stacks(Path(), 0)]
+    for name in (*found, SAVE, *(path.name for path in written)):
+        yield f"file {name.replace('/1', '/STEP')}"
+    two = losses_by_term(dict.fromkeys(("TERM", "another"), Term(0.0, 1.0)))
+    for name in (*json.loads(line), next(iter(two))):
+        yield f"metric {name}"
+
+
+def exit_codes() -> Iterator[str]:
+    """Yield what a command ends with where it fails."""
+    for error in TrainerError.__subclasses__():
+        yield f"exit {error.exit_code}: {error.__name__}"
+    yield f"exit {INTERRUPTED}: KeyboardInterrupt"
+
+
+def variables(root: Path) -> Iterator[str]:
+    """Yield the environment variables that the code of our packages names where it reads them."""
+    read = re.compile(r'environ(?:\.get\(|\[)(?:"(\w+)"|(\w+))(?!.*\] = )')
+    found = set()
+    for _, path in sources(root):
+        for name, constant in read.findall(source := path.read_text()):
+            found |= {name or re.findall(rf'^{constant} = "(\w+)"', source, re.MULTILINE)[0]}
+    yield from (f"env {each}" for each in found)
+
+
 # ---------------------------------------------------------------------------- what changed
 
 
@@ -305,6 +366,11 @@ def named(line: str) -> tuple[str, str, str]:
     kind, rest = line.split(" ", 1)
     if kind in ("package", "group"):
         return rest, rest, ""
+    if kind in ("file", "metric", "env"):
+        return line, rest, ""
+    if kind == "exit":
+        code = line.partition(":")[0]
+        return code, code, ""
     if kind == "command":
         found = re.match(r"([\w-]+)(?: (-[\w-]+))?", rest)
         assert found is not None, line

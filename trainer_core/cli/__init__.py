@@ -7,6 +7,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
+INTERRUPTED = 128 + signal.SIGINT  # the exit code, as shells have it
+
 
 def main() -> None:
     """Run the command of this process, and end it."""
@@ -21,7 +23,7 @@ def main() -> None:
             keep_stdout()
         code = run(sys.argv[1:])
     except KeyboardInterrupt:  # while the command itself was imported
-        os._exit(128 + signal.SIGINT)
+        os._exit(INTERRUPTED)
     # Nothing is left to stop in order: another signal may end the process here, with its code.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(code))
@@ -48,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
     except TrainerError as error:
         return refused(error, context)
     except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+        return INTERRUPTED
     except Exception as error:
         return crashed(error, context)
 

@@ -64,6 +64,11 @@ def crashed(error: Exception, context: Context) -> int:
     return 1
 
 
+def error_log(directory: Path, process: int) -> Path:
+    """Return where a process writes the traceback of what it ended with."""
+    return directory / (f"error-{process}.log" if process else "error.log")
+
+
 def _is_told(error: Exception) -> bool:
     """Whether process 0 of the run says the same; see `Group.tell`."""
     return bool(getattr(error, "is_told", False))
@@ -82,7 +87,7 @@ def _write_down(error: Exception, directory: Path | None) -> Path | None:
         return None
     distributed = sys.modules.get("trainer_core.distributed")
     process = distributed.place() if distributed is not None else 0
-    path = directory / (f"error-{process}.log" if process else "error.log")
+    path = error_log(directory, process)
     try:
         with opened_anew(path) as file:
             file.write("".join(traceback.format_exception(error)))
