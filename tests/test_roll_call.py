@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
@@ -22,6 +23,11 @@ from trainer_core.roll_call import Place, roll_call
 SAME = {"config": {"run.steps": 3, "optimizer.use": "adamw"}, "version": {"jax": "1.0"}}
 
 
+def come(place: Place, same: Any = SAME) -> None:
+    for peer in roll_call(place, same):
+        peer.wire.close()
+
+
 def met(
     indices: list[int], processes: int, same: dict[int, Any] | None = None, timeout: int = 1
 ) -> dict[int, UserError | None]:
@@ -34,7 +40,7 @@ def met(
             coordinator=f"localhost:{port}", processes=processes, process=index, timeout=timeout
         )
         try:
-            roll_call(place, (same or {}).get(number, SAME))
+            come(place, (same or {}).get(number, SAME))
             told[number] = None
         except UserError as error:
             told[number] = error
@@ -138,6 +144,45 @@ def test_a_coordinator_that_hangs_is_named_within_the_timeout() -> None:
         assert time.monotonic() - began < 1.5
 
 
+def test_a_stranger_that_never_ends_its_line_keeps_nobody_for_longer_than_the_timeout() -> None:
+    def stream(server: socket.socket) -> None:
+        connection = server.accept()[0]
+        with connection, contextlib.suppress(OSError):
+            while True:
+                connection.sendall(b"x")
+                time.sleep(0.05)
+
+    with socket.create_server(("localhost", 0)) as server:
+        threading.Thread(target=stream, args=[server], daemon=True).start()
+        port = server.getsockname()[1]
+        place = Place(coordinator=f"localhost:{port}", processes=2, process=1, timeout=1)
+        began = time.monotonic()
+        with pytest.raises(UserError, match="does not answer: it is no trainer"):
+            roll_call(place, SAME)
+        assert time.monotonic() - began < 1.5
+
+
+def test_a_stranger_that_never_ends_its_line_keeps_process_0_no_longer_either() -> None:
+    port = free_port()
+    place = Place(coordinator=f"localhost:{port}", processes=2, process=0, timeout=1)
+
+    def stream() -> None:
+        _wait_for_server(port)
+        with (
+            socket.create_connection(("localhost", port)) as connection,
+            contextlib.suppress(OSError),
+        ):
+            while True:
+                connection.sendall(b"x")
+                time.sleep(0.05)
+
+    threading.Thread(target=stream, daemon=True).start()
+    began = time.monotonic()
+    with pytest.raises(UserError, match="1 of 2 processes did not come"):
+        roll_call(place, SAME)
+    assert time.monotonic() - began < 1.5
+
+
 def test_two_processes_with_one_index_are_named() -> None:
     told = met([0, 1, 1], 3, timeout=20)
     host = socket.gethostname()
@@ -152,7 +197,7 @@ def test_a_process_that_is_gone_may_come_again(order: tuple[int, int]) -> None:
     told: list[Any] = []
 
     def call(index: int) -> None:
-        told.append(roll_call(attrs.evolve(place, process=index), SAME))
+        told.append(come(attrs.evolve(place, process=index)))
 
     threads = [threading.Thread(target=call, args=(index,)) for index in (0, *order)]
     threads[0].start()
@@ -208,8 +253,7 @@ def test_a_stranger_on_the_port_is_no_process() -> None:
         for index in range(2)
     ]
     threads = [
-        threading.Thread(target=lambda each=each: answers.append(roll_call(each, SAME)))
-        for each in places
+        threading.Thread(target=lambda each=each: answers.append(come(each))) for each in places
     ]
     threads[0].start()
     for said in (b"GET / HTTP/1.0\r\n\r\n", b"[1]\n", b""):

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 
+from trainer_core.connecting import connecting
 from trainer_core.errors import UserError, listed
 from trainer_core.group import Group
 from trainer_core.recipe import flatten
 from trainer_core.roll_call import Place, roll_call
 from trainer_core.run import DistributedSettings
-from trainer_core.stacks import write_stacks
-from trainer_core.terminal.errors import say_error
 
 if TYPE_CHECKING:
     from trainer_core.config import Config
 
 # Seconds after the timeout at which JAX, too, notices a process that hangs, and aborts the others:
-# only where `Watch`, which names it, could not.
+# only where `connecting` and `Watch`, which name it, could not.
 _LATER = 30
 _NAMES = ("coordinator", "processes", "process")
 _KEYS = tuple(f"distributed.{name}" for name in _NAMES)
@@ -63,12 +59,12 @@ def connect(config: Config, met: Callable[[], None] = lambda: None) -> Group | N
         "config": {key: value for key, value in flatten(config.table) if not key.startswith(_OWN)},
         "version": {**made_of["stack"], **made_of["plugins"], "python": made_of["python"]},
     }
-    roll_call(own, same)
+    peers = roll_call(own, same)
     met()
     # JAX would take SIGTERM for its own service, which nobody asks here: see `SignalHandlers`.
     if hasattr(jax.config, "jax_enable_preemption_service"):
         jax.config.update("jax_enable_preemption_service", False)
-    with _limit(own, config.directory):
+    with connecting(own, peers, config.directory) as others:
         jax.distributed.initialize(
             coordinator_address=own.coordinator,
             num_processes=own.processes,
@@ -78,12 +74,20 @@ def connect(config: Config, met: Callable[[], None] = lambda: None) -> Group | N
             initialization_timeout=own.timeout + _LATER,
             heartbeat_timeout_seconds=own.timeout + _LATER,
         )
+        others.connected()
+        jax.devices()  # here JAX waits for all of them again
     return _joined(config)
 
 
 def place() -> int:
     """Return this process's index; 0 where it is alone."""
     return 0 if _group is None else _group.process
+
+
+def is_bound() -> bool:
+    """Whether JAX connects this process to others, or began to: it would end with them alone."""
+    state = _state()
+    return state.client is not None and state.num_processes > 1
 
 
 def tell(error: BaseException) -> None:
@@ -130,28 +134,6 @@ def _joined(config: Config) -> Group | None:
             number,
         )
     return _group
-
-
-@contextmanager
-def _limit(place: Place, directory: Path) -> Iterator[None]:
-    """End this process where JAX does not connect in time; by itself it would abort, unnamed."""
-
-    def end() -> None:
-        written = write_stacks(directory, place.process)
-        say_error(
-            f"the processes met at {place.coordinator}, and JAX could not connect them within "
-            f"{place.timeout} seconds ([distributed] timeout): since then one was stopped or "
-            f"killed, or the port is blocked; where this one was: {written}"
-        )
-        os._exit(1)
-
-    timer = threading.Timer(place.timeout, end)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def _place(settings: DistributedSettings) -> tuple[Place | None, Any]:
@@ -234,8 +216,12 @@ def _check_address(place: Place) -> None:
 
 
 def _client() -> Any:
-    from jax._src import distributed  # no public name for the client yet; Orbax does the same
-
-    client = distributed.global_state.client
+    client = _state().client
     assert client is not None
     return client
+
+
+def _state() -> Any:
+    from jax._src import distributed  # no public name for the client yet; Orbax does the same
+
+    return distributed.global_state

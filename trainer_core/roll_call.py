@@ -16,7 +16,9 @@ from typing import Any
 
 import attrs
 
+from trainer_core.connecting import Peer
 from trainer_core.errors import UserError, listed
+from trainer_core.wire import Wire
 
 logger = logging.getLogger("trainer_core")
 _RETRY = 0.2  # seconds between two attempts to reach process 0
@@ -55,12 +57,15 @@ class Place:
         return self.host in ("localhost", "::1") or self.host.startswith("127.")
 
 
-def roll_call(place: Place, same: Mapping[str, Mapping[str, Any]]) -> None:
+def roll_call(place: Place, same: Mapping[str, Mapping[str, Any]]) -> list[Peer]:
     """Return once all processes have come, and are the same; process 0 waits for the others.
 
     Args:
         place: of this process.
         same: what must not differ from process 0: title to key to JSON value.
+
+    Returns:
+        whom this process goes on to hear of: process 0 of all the others, these of process 0.
 
     Raises:
         UserError: with one text on every process that came; process 0 says it.
@@ -73,75 +78,77 @@ def roll_call(place: Place, same: Mapping[str, Mapping[str, Any]]) -> None:
         "same": json.loads(json.dumps(same, default=str)),
     }
     if place.process == 0:
-        _call(place, card, deadline)
-    else:
-        _answer(place, card, deadline)
+        return _call(place, card, deadline)
+    return [_answer(place, card, deadline)]
 
 
-def _call(place: Place, own: Card, deadline: float) -> None:
-    came: list[tuple[Card, socket.socket]] = []
+def _call(place: Place, own: Card, deadline: float) -> list[Peer]:
+    came: list[tuple[Card, Wire]] = []
     problem = ""
     said = time.monotonic()
     with ExitStack() as stack:
         server = stack.enter_context(_server(place))
         while len(came) + 1 < place.processes:
+            now = time.monotonic()
             try:
-                until = min(deadline, said + _SAY)
-                server.settimeout(max(0.01, until - time.monotonic()))
-                connection = stack.enter_context(server.accept()[0])
-                card = _received(connection, _READ)
+                server.settimeout(max(0.01, min(deadline, said + _SAY) - now))
+                wire = Wire(stack.enter_context(server.accept()[0]))
             except TimeoutError:
-                if time.monotonic() < deadline:
-                    said = time.monotonic()
+                if now < deadline:
+                    said = now
                     _say_missing(place, [own, *(each for each, _ in came)], deadline - said)
                     continue
                 problem = problem or _missing(place, [own, *(each for each, _ in came)])
                 break
+            card = _received(wire, max(0.01, min(_READ, deadline - time.monotonic())))
             if card is None:
-                continue  # somebody else's
+                wire.close()  # somebody else's
+                continue
             # One that is gone may be started again, and comes once more.
-            came = [each for each in came if not _has_left(each[1])]
+            for each in [each for each in came if each[1].has_left()]:
+                each[1].close()
+                came.remove(each)
             wrong = problem or _wrong(card, [own, *(each for each, _ in came)])
-            came.append((card, connection))
+            came.append((card, wire))
             # Each gets its answer within its own timeout, though it began to wait earlier.
             deadline = min(deadline, time.monotonic() + card.get("seconds", place.timeout))
             if wrong and not problem:
                 problem = wrong
                 # Those who are still on their way shall hear it, too.
                 deadline = min(deadline, time.monotonic() + _LATE)
-        for _, connection in came:
-            _send(connection, {"problem": problem})
-        for _, connection in came:
-            # Who closes first keeps the port busy for a while, and JAX needs it at once.
-            _received(connection, 1.0)
-    if problem:
-        raise UserError(problem)
+        for _, wire in came:
+            wire.say(json.dumps({"problem": problem, "host": own["host"]}))
+        if problem:
+            raise UserError(problem)
+        stack.pop_all()
+        server.close()
+    return [Peer(card["process"], card["host"], wire) for card, wire in came]
 
 
-def _answer(place: Place, own: Card, deadline: float) -> None:
-    reply = None
+def _answer(place: Place, own: Card, deadline: float) -> Peer:
     spare = min(0.5, _SPARE * place.timeout)
-    reason = ""
-    while reply is None:
+    while True:
         left = max(0.01, deadline - time.monotonic())
         try:
-            with socket.create_connection(
-                (place.host, place.port), timeout=min(_READ, left)
-            ) as connection:
-                left = max(0.01, deadline - time.monotonic())
-                _send(connection, {**own, "seconds": left - spare})
-                reply = _received(connection, left)
+            wire = Wire(
+                socket.create_connection((place.host, place.port), timeout=min(_READ, left))
+            )
+            left = max(0.01, deadline - time.monotonic())
+            wire.say(json.dumps({**own, "seconds": left - spare}))
+            reply = _received(wire, left)
+            if reply is not None and not reply["problem"]:
+                return Peer(0, reply["host"], wire)
+            wire.close()
+            if reply is not None:
+                told = UserError(reply["problem"])
+                told.is_told = True
+                raise told
             reason = "what is there does not answer: it is no trainer, hangs, or has ended"
         except OSError as error:
             reason = str(error.strerror or error).lower()
-        if reply is None:
-            if time.monotonic() + _RETRY > deadline:
-                raise UserError(_unreachable(place, reason), "distributed.coordinator")
-            time.sleep(_RETRY)
-    if reply["problem"]:
-        told = UserError(reply["problem"])
-        told.is_told = True
-        raise told
+        if time.monotonic() + _RETRY > deadline:
+            raise UserError(_unreachable(place, reason), "distributed.coordinator")
+        time.sleep(_RETRY)
 
 
 def _server(place: Place) -> socket.socket:
@@ -160,40 +167,20 @@ def _server(place: Place) -> socket.socket:
         ) from error
 
 
-def _received(connection: socket.socket, seconds: float) -> Card | None:
+def _received(wire: Wire, seconds: float) -> Card | None:
     """Return the JSON object of a line; None where it is none, or the other side has left."""
-    connection.settimeout(seconds)
     try:
-        with connection.makefile("r", encoding="utf-8") as lines:
-            read = json.loads(lines.readline())
-    except (ValueError, OSError):
+        read = json.loads(wire.line(seconds) or "")
+    except ValueError:
         return None
     if not isinstance(read, dict):
         return None
     return (
         read
-        if "problem" in read or read.keys() >= {"process", "processes", "host", "same"}
+        if read.keys() >= {"problem", "host"}
+        or read.keys() >= {"process", "processes", "host", "same"}
         else None
     )
-
-
-def _has_left(connection: socket.socket) -> bool:
-    """Whether the other side has closed; one that waits for its answer sends nothing."""
-    connection.settimeout(0.0)
-    try:
-        return connection.recv(1, socket.MSG_PEEK) == b""
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-
-
-def _send(connection: socket.socket, message: Card) -> None:
-    connection.settimeout(_READ)
-    try:
-        connection.sendall(json.dumps(message).encode() + b"\n")
-    except OSError:
-        return  # it has left, and will be missed
 
 
 def _wrong(card: Card, cards: list[Card]) -> str:

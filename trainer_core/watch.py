@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -19,9 +18,7 @@ from typing import NoReturn
 import attrs
 
 from trainer_core.signs import Board, Failure, Sign
-from trainer_core.stacks import stacks, write_stacks
-from trainer_core.terminal.errors import say_error
-from trainer_core.terminal.output import flush
+from trainer_core.stacks import end_hard, stacks
 
 LOOK = 1.0  # seconds between two signs of life
 GRACE = 5.0  # seconds that the main thread has to end by itself, once another one has failed
@@ -32,6 +29,11 @@ _AT_WORK = 0.3  # of one processor; above it, a process does not stand still, bu
 # Where falling behind is judged. Elsewhere a process may well wait for long for what the others
 # need not: a download, a disk, a compiler; there, only one without a sign of life hangs.
 _IN_STEP = ("training", "evaluating")
+
+
+def patience(timeout: float) -> int:
+    """Return how many signs may be missing, so that all end within a timeout."""
+    return max(_LEAST, int(max(timeout - _SPARE, timeout / 2) / LOOK))
 
 
 @attrs.define(eq=False)
@@ -76,8 +78,7 @@ class Watch:
 
     @property
     def patience(self) -> int:
-        """How many signs may be missing."""
-        return max(_LEAST, int(max(self.timeout - _SPARE, self.timeout / 2) / LOOK))
+        return patience(self.timeout)
 
     @property
     def main_knows(self) -> bool:
@@ -219,20 +220,8 @@ class Watch:
 
     def _end_hard(self, lines: Sequence[str], says_so: bool = True) -> NoReturn:
         self._ending.set()
-        for line in lines:
-            say_error(line)
-        flush()
-        # It is written on what may be the reason of the hang: a disk, or a network.
-        writing = threading.Thread(target=self._say_where, daemon=True)
-        writing.start()
-        writing.join(GRACE)
-        if says_so:
-            self.leave()
-        os._exit(1)
-
-    def _say_where(self) -> None:
-        if written := write_stacks(self.directory, self.board.process):
-            say_error(f"where this process was: {written}")
+        last = self.leave if says_so else lambda: None
+        end_hard(lines, self.directory, self.board.process, last)
 
     def _silent(self, process: int, sign: Sign) -> str:
         if not sign.number:

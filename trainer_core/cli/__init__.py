@@ -57,14 +57,12 @@ def run(arguments: Sequence[str]) -> int:
 
 def _must_leave_at_once(code: int) -> bool:
     """Whether an orderly shutdown of the interpreter would hang or crash."""
-    signals, jax = sys.modules.get("trainer_core.signals"), sys.modules.get("jax")
+    signals = sys.modules.get("trainer_core.signals")
     if signals is not None and signals.is_working():
         return True
-    try:
-        # The others of a run wait for this process, and it would wait for them.
-        return code != 0 and jax is not None and jax.process_count() > 1
-    except RuntimeError:  # no backend
-        return False
+    # The others of a run wait for this process, and it would wait for them.
+    is_bound = getattr(sys.modules.get("trainer_core.distributed"), "is_bound", None)
+    return code != 0 and is_bound is not None and is_bound()
 
 
 def _leave_the_others() -> None:

@@ -1,0 +1,127 @@
+"""A process that does not come while JAX connects them is named by the others, in time."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from command import PERCEPTRON
+from processes import Ended, ended, started, together
+
+TIMEOUT = 6
+# To one process something happens right before JAX connects it, or right after: its devices do not
+# run yet, and JAX waits once more.
+AT = """
+import os, signal, time
+import jax
+from trainer_core import hookimpl, plugin
+
+initialize = jax.distributed.initialize
+
+def happen(now, process):
+    at, what, to = os.environ["AT"].split()
+    if (now, str(process)) == (at, to):
+        if what == "raise":
+            raise RuntimeError("no route")
+        if what == "sleep":
+            time.sleep(1000)
+        os.kill(os.getpid(), getattr(signal, what))
+
+def connect(**arguments):
+    happen("before", arguments["process_id"])
+    initialize(**arguments)
+    happen("after", arguments["process_id"])
+
+jax.distributed.initialize = connect
+
+@plugin
+class At:
+    @hookimpl
+    def report(self):
+        pass
+"""
+TRAIN = ["train", *PERCEPTRON, "run.directory=run", "run.steps=2", f"distributed.timeout={TIMEOUT}"]
+
+
+def others(folder: Path, at: str, what: str, process: int) -> list[Ended]:
+    """Return how the others of three processes ended."""
+    (folder / "at.py").write_text(AT)
+    variables = {index: {"AT": f"{at} {what} {process}"} for index in range(3)}
+    with started(3, *TRAIN, "plugins.at.use=at:At", folder=folder, variables=variables) as running:
+        left = [index for index in range(3) if index != process]
+        for index in left:
+            running[index].wait(timeout=60)
+        running[process].kill()
+        every = ended(running, folder)
+        return [every[index] for index in left]
+
+
+def assert_said(found: Ended, text: str) -> None:
+    assert found.code == 1, found
+    assert re.match(
+        rf"error: {text}\nerror: where this process was: run/stacks-\d.txt\n$", found.err
+    ), found.err
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("process", [0, 1])
+@pytest.mark.parametrize("at", ["before", "after"])
+def test_a_process_that_is_stopped_is_named_with_the_coordinator(
+    at: str, process: int, tmp_path: Path
+) -> None:
+    for each in others(tmp_path, at, "SIGSTOP", process):
+        assert_said(
+            each,
+            rf"process {process} \(.*\) gave no sign of life for 3 seconds .* last seen "
+            r"connecting, at localhost:\d+; end what is left of it, and start all processes again",
+        )
+    assert len(list(tmp_path.glob("run/stacks-*.txt"))) == 2
+
+
+@pytest.mark.long
+# Once it has connected, JAX itself may be faster to notice that process 0 is gone, and aborts.
+@pytest.mark.parametrize(("at", "process"), [("before", 0), ("before", 1), ("after", 1)])
+def test_a_process_that_is_killed_is_named_at_once(at: str, process: int, tmp_path: Path) -> None:
+    for each in others(tmp_path, at, "SIGKILL", process):
+        assert_said(
+            each, rf"process {process} \(.*\) ended while JAX connected .* localhost:\d+: .*"
+        )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("process", [0, 1])
+def test_an_error_of_one_process_is_told_to_all(process: int, tmp_path: Path) -> None:
+    for each in others(tmp_path, "before", "raise", process):
+        assert_said(each, rf"process {process} failed: RuntimeError: no route")
+
+
+@pytest.mark.long
+def test_where_all_live_and_do_not_connect_each_says_where_it_was(tmp_path: Path) -> None:
+    for each in others(tmp_path, "before", "sleep", 1):
+        assert_said(each, r"the processes met at localhost:\d+ .* did not connect them within 3 .*")
+    assert "at.py" in (tmp_path / "run" / "stacks-1.txt").read_text()
+
+
+@contextmanager
+def silent_server() -> Iterator[int]:
+    with socket.create_server(("localhost", 0)) as server:
+        port: int = server.getsockname()[1]
+        yield port
+
+
+@pytest.mark.long
+def test_a_port_that_is_taken_ends_each_with_an_error_of_its_own(tmp_path: Path) -> None:
+    with silent_server() as port:
+        each = [f"distributed.coordinator=localhost:{port}"]
+        first, second = together(2, *TRAIN, folder=tmp_path, each={0: each, 1: each})
+    assert (first.code, second.code) == (2, 2)
+    assert re.match(rf"error: process 0 cannot listen on port {port} .* give another", first.err)
+    assert re.match(
+        rf"error: process 1 could not reach process 0 at localhost:{port} within {TIMEOUT} seconds "
+        r".*what is there does not answer: it is no trainer, hangs, or has ended",
+        second.err,
+    )
