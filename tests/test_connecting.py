@@ -114,6 +114,14 @@ def silent_server() -> Iterator[int]:
 
 
 @pytest.mark.long
+def test_processes_find_each_other_where_a_web_proxy_is_set(tmp_path: Path) -> None:
+    with silent_server() as port:
+        proxy = dict.fromkeys(("http_proxy", "https_proxy"), f"http://localhost:{port}")
+        processes = together(2, *TRAIN, folder=tmp_path, variables={0: proxy, 1: proxy})
+    assert [(each.code, each.err) for each in processes] == [(0, ""), (0, "")]
+
+
+@pytest.mark.long
 def test_a_port_that_is_taken_ends_each_with_an_error_of_its_own(tmp_path: Path) -> None:
     with silent_server() as port:
         each = [f"distributed.coordinator=localhost:{port}"]

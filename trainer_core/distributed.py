@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 # Seconds after the timeout at which JAX, too, notices a process that hangs, and aborts the others:
 # only where `connecting` and `Watch`, which name it, could not.
 _LATER = 30
+_SPARED = "no_grpc_proxy"  # of the environment: hosts that gRPC reaches without a proxy
 _NAMES = ("coordinator", "processes", "process")
 _KEYS = tuple(f"distributed.{name}" for name in _NAMES)
 # What may differ between the processes: their own places, and what is shown of the run.
@@ -64,7 +66,7 @@ def connect(config: Config, met: Callable[[], None] = lambda: None) -> Group | N
     # JAX would take SIGTERM for its own service, which nobody asks here: see `SignalHandlers`.
     if hasattr(jax.config, "jax_enable_preemption_service"):
         jax.config.update("jax_enable_preemption_service", False)
-    with connecting(own, peers, config.directory) as others:
+    with connecting(own, peers, config.directory) as others, _past_proxies(own.host):
         jax.distributed.initialize(
             coordinator_address=own.coordinator,
             num_processes=own.processes,
@@ -213,6 +215,23 @@ def _check_address(place: Place) -> None:
             f"itself, and the processes are on several; give the name of process 0's machine",
             *_KEYS,
         )
+
+
+@contextmanager
+def _past_proxies(host: str) -> Iterator[None]:
+    """Let JAX connect as the processes met; through a proxy of the web it would wait for ever."""
+    before = dict(os.environ)
+    if any(name.lower().endswith("_proxy") for name in before):
+        spared = before.get(_SPARED) or before.get("no_proxy")
+        os.environ[_SPARED] = f"{host},{spared}" if spared else host
+        if "jax_check_proxy_envs" in jax.config.values:  # it warns of what is mended here
+            jax.config.update("jax_check_proxy_envs", False)
+    try:
+        yield
+    finally:
+        os.environ.pop(_SPARED, None)
+        if _SPARED in before:
+            os.environ[_SPARED] = before[_SPARED]
 
 
 def _client() -> Any:
