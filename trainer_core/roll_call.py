@@ -89,13 +89,13 @@ def _call(place: Place, own: Card, deadline: float) -> list[Peer]:
     with ExitStack() as stack:
         server = stack.enter_context(_server(place))
         while len(came) + 1 < place.processes:
-            now = time.monotonic()
             try:
-                server.settimeout(max(0.01, min(deadline, said + _SAY) - now))
+                until = min(deadline, said + _SAY)
+                server.settimeout(max(0.01, until - time.monotonic()))
                 wire = Wire(stack.enter_context(server.accept()[0]))
             except TimeoutError:
-                if now < deadline:
-                    said = now
+                if time.monotonic() < deadline:
+                    said = time.monotonic()
                     _say_missing(place, [own, *(each for each, _ in came)], deadline - said)
                     continue
                 problem = problem or _missing(place, [own, *(each for each, _ in came)])
