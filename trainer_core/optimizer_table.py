@@ -13,6 +13,7 @@ import jax
 
 from trainer_core.directory import OPTIMIZER
 from trainer_core.errors import UserError, listed
+from trainer_core.suggest import did_you_mean
 from trainer_core.types import ParamInfo
 
 
@@ -47,10 +48,11 @@ def optimizer_table(
     leaves = jax.tree.leaves(infos)
     known = {info.path for info in leaves}
     if told is not None and told.keys() != known:
-        wrong = sorted(told.keys() ^ known)
+        missing = sorted(known - told.keys())
+        unknown = [f"{path}{did_you_mean(path, known)}" for path in sorted(told.keys() - known)]
+        wrong = f"these are none:{listed(unknown)}" if unknown else f"it lacks:{listed(missing)}"
         raise UserError(
-            f"describe_optimizer must tell of each parameter, and of nothing else; it is wrong "
-            f"about:{listed(wrong)}",
+            f"describe_optimizer must tell of each parameter, and of nothing else; {wrong}",
             "optimizer.use",
         )
     sizes = _state_bytes(infos, opt_state)
