@@ -112,7 +112,7 @@ def test_explain_hooks_shows_every_word_on_each_width(
     for hook, called in by_hook(load_config(Path(recipe))).items():
         assert hook in words
         for each in called:
-            assert {*each.origin.split()} <= {*words}
+            assert {*each.candidate.origin.split()} <= {*words}
     around = "[plugins.observer_of_steps]"
     assert words[words.index(around) + 1] == "around"
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from trainer_core.registry import PLUGINS, Candidate
 from trainer_core.terminal.output import say
 from trainer_core.terminal.page import Page
 
@@ -24,20 +25,12 @@ class Called:
     Attributes:
         plugin: `[optimizer] adamw`, or what of the core.
         role: "wrapper" of those that come after it, or "answer".
-        distribution: the package that it comes from; None for code that the config names.
-        version: of that package.
-        target: where the class is: `package.module:Class`.
+        candidate: its class, and the package that it comes from.
     """
 
     plugin: str
     role: str
-    distribution: str | None
-    version: str
-    target: str
-
-    @property
-    def origin(self) -> str:
-        return f"{self.distribution} {self.version}" if self.distribution else self.target
+    candidate: Candidate
 
 
 def explain(config: Config, as_json: bool) -> None:
@@ -61,9 +54,9 @@ def explain(config: Config, as_json: bool) -> None:
         for index, each in enumerate(found):
             first = (hook, kind) if index == 0 else ("", "")
             # An import path stands under `from`: twice, it would not fit.
-            name = each.plugin if each.distribution else each.plugin.partition(" ")[0]
+            name = each.plugin if each.candidate.distribution else each.plugin.partition(" ")[0]
             wraps = " around" if each.role == "wrapper" else ""
-            rows.append((*first, str(index + 1), name + wraps, each.origin))
+            rows.append((*first, str(index + 1), name + wraps, each.candidate.origin))
         if not found:
             rows.append((hook, kind, "", "nobody", ""))
     page.table(("hook", "answers", "", "called, in this order", "from"), rows)
@@ -101,13 +94,12 @@ def _called(config: Config, caller: Any) -> Iterator[Called]:
         role = "wrapper" if impl.wrapper else "answer"
         candidate = chosen.get(id(impl.plugin))
         if candidate is not None:
-            package, number = candidate.distribution, candidate.version
-            name, target = short_name(impl.plugin_name), candidate.target
+            yield Called(short_name(impl.plugin_name), role, candidate)
         else:
-            package, number = "trainer-core", version("trainer-core")
-            name, cls = impl.plugin_name, type(impl.plugin)
+            cls, name = type(impl.plugin), impl.plugin_name
             target = f"{cls.__module__}:{cls.__qualname__}"
-        yield Called(name, role, package, number, target)
+            core = Candidate(PLUGINS, name, target, "trainer-core", version("trainer-core"))
+            yield Called(name, role, core)
 
 
 def _as_json(hook: str, called: list[Called], specs: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,7 +107,16 @@ def _as_json(hook: str, called: list[Called], specs: Mapping[str, Any]) -> dict[
         "hook": hook,
         "answers": "one" if _has_one_answer(specs[hook]) else "every",
         "arguments": list(inspect.signature(specs[hook]).parameters)[1:],
-        "called": [attrs.asdict(each) for each in called],
+        "called": [
+            {
+                "plugin": each.plugin,
+                "role": each.role,
+                "distribution": each.candidate.distribution,
+                "version": each.candidate.version,
+                "target": each.candidate.target,
+            }
+            for each in called
+        ],
     }
 
 
