@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from trainer_checkpoint.digest import Check, checks
+from trainer_checkpoint.digest import Check, begin_checks, checks
 
 DTYPES = [
     "float32",
@@ -100,3 +102,43 @@ def test_it_says_whether_all_is_finite(dtype: str) -> None:
 
 def test_integers_are_finite() -> None:
     assert check(jnp.arange(3)).is_finite
+
+
+def test_it_is_of_what_the_arrays_held_before_they_were_donated() -> None:
+    add = jax.jit(lambda array: array + 1.0, donate_argnums=0)
+    arrays = {("x", str(n)): jnp.full((1024, 1024), float(n)) for n in range(4)}
+    before = checks(arrays)
+    wait = begin_checks(arrays)
+    for _ in range(9):
+        arrays = {path: add(array) for path, array in arrays.items()}
+    jax.block_until_ready(arrays)
+    assert wait() == before
+    assert checks(arrays) != before
+
+
+def test_it_is_waited_for_in_any_thread_at_any_width() -> None:
+    found: list[dict[Any, Check]] = []
+    with jax.enable_x64(True):
+        arrays = {("x",): jnp.array([1e300, 1 / 3], "float64")}  # infinite in 32 bits
+        before = checks(arrays)
+        wait = begin_checks(arrays)
+    thread = threading.Thread(target=lambda: found.append(wait()))
+    thread.start()
+    thread.join()
+    assert found == [before]
+    assert before[("x",)].is_finite
+
+
+def test_to_begin_takes_next_to_nothing_of_the_time_that_it_takes() -> None:
+    arrays = {("x", str(n)): jnp.full((1024, 512), float(n)) for n in range(96)}
+    checks(arrays)
+    shares = []
+    for _ in range(5):
+        start = time.perf_counter()
+        wait = begin_checks(arrays)
+        begun = time.perf_counter()
+        wait()
+        shares.append((begun - start) / (time.perf_counter() - start))
+    # 0.01, as measured; 0.6 where they are put into the queue of a CPU, which holds 32. The least
+    # of five, as others may take the processor away.
+    assert min(shares) < 0.1

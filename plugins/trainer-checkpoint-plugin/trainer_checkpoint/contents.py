@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from trainer_checkpoint import tree
-from trainer_checkpoint.digest import begin_checks, finish_checks
+from trainer_checkpoint.digest import Check, begin_checks
 from trainer_checkpoint.meta import FORMAT, combined, seal, versions
 from trainer_checkpoint.steps import META_FILE, data_file
 
@@ -29,8 +29,7 @@ def contents(
     arrays = tree.written(leaves)
     header = {"format": FORMAT, "step": step, "config": dict(run.config)}
     described = tree.described(leaves)
-    running = begin_checks(arrays)
-    meta = partial(_meta, header, described, running)
+    meta = partial(_meta, header, described, begin_checks(arrays))
     data = partial(seal, {"position": position})
     return (
         tree.nested(arrays),
@@ -42,9 +41,9 @@ def contents(
 def _meta(
     header: Mapping[str, Any],
     leaves: Mapping[str, dict[str, Any]],
-    running: Mapping[tree.Path, Any],
+    wait: Callable[[], Mapping[tree.Path, Check]],
 ) -> str:
-    checks = finish_checks(running)
+    checks = wait()
     by_name = {"/".join(path): check for path, check in checks.items()}
     for path, leaf in leaves.items():  # one of size zero has nothing to check
         leaf["digest"] = by_name[path].digest if path in by_name else None

@@ -17,13 +17,15 @@ of one value count as a last array axis.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeAlias
 
 import attrs
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from trainer_core.mesh import must_run_in_turn
 
@@ -46,16 +48,40 @@ class Check:
     is_finite: bool
 
 
-def begin_checks(arrays: Mapping[Path, jax.Array]) -> dict[Path, Any]:
-    """Begin to compute the digest of each array, for `finish_checks`.
+def begin_checks(arrays: Mapping[Path, jax.Array]) -> Callable[[], dict[Path, Check]]:
+    """Begin to compute the digest of each array, and return what waits for them all.
 
-    Returns at once, but waits for each where programs must run in turn: also for those of Orbax,
-    which follow.
+    Returns at once, except where programs must run in turn: there each is waited for, also for
+    those of Orbax, which follow. On a single CPU it is the function returned that computes them, in
+    the thread that calls it: a queue there is so short that it would be waited for here.
 
     Args:
         arrays: of any shape, numeric dtype and sharding; no typed keys. They may be donated
             afterwards.
     """
+    devices: set[jax.Device] = {
+        device for array in arrays.values() for device in array.sharding.device_set
+    }
+    if len(devices) > 1 or next(iter(devices)).platform != "cpu":
+        return partial(_finished, _begun(arrays))
+    # Views of the same memory. While there is one, JAX writes nothing to it: a step that is given
+    # the array as donated makes a new one. What Orbax writes are such views, too.
+    views = {path: (np.asarray(array), array.sharding) for path, array in arrays.items()}
+    return partial(_checks_of_views, views, getattr(jax.config, "jax_enable_x64", False))
+
+
+def checks(arrays: Mapping[Path, jax.Array]) -> dict[Path, Check]:
+    """Return the digest of each array."""
+    return _finished(_begun(arrays))
+
+
+def _checks_of_views(views: Mapping[Path, Any], is_wide: bool) -> dict[Path, Check]:
+    # One at a time: a step that the loop calls meanwhile waits behind all that are in the queue.
+    with jax.enable_x64(is_wide):  # a setting of the thread that took them
+        return {path: checks({path: jax.device_put(*views[path])})[path] for path in views}
+
+
+def _begun(arrays: Mapping[Path, jax.Array]) -> dict[Path, Any]:
     _compile({(array.shape, array.dtype, array.sharding): array for array in arrays.values()})
     running = {}
     for path, array in arrays.items():
@@ -65,17 +91,11 @@ def begin_checks(arrays: Mapping[Path, jax.Array]) -> dict[Path, Any]:
     return running
 
 
-def finish_checks(running: Mapping[Path, Any]) -> dict[Path, Check]:
-    """Wait for what `begin_checks` began."""
+def _finished(running: Mapping[Path, Any]) -> dict[Path, Check]:
     return {
         path: Check(f"{digest:08x}", bool(is_finite))
         for path, (digest, is_finite) in jax.device_get(dict(running)).items()
     }
-
-
-def checks(arrays: Mapping[Path, jax.Array]) -> dict[Path, Check]:
-    """Return the digest of each array."""
-    return finish_checks(begin_checks(arrays))
 
 
 def _compile(kinds: Mapping[Any, jax.Array]) -> None:

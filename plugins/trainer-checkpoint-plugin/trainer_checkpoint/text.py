@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ class TextHandler(ocp.AsyncCheckpointHandler):  # type: ignore[misc]
 
     async def async_save(self, directory: Any, args: Text) -> list[Any]:
         future = ocp.future.CommitFutureAwaitingContractedSignals(
-            _write(Path(directory), args.files), name="text"
+            _write(Path(directory), args), name="text"
         )
         return [future]
 
@@ -30,11 +31,16 @@ class TextHandler(ocp.AsyncCheckpointHandler):  # type: ignore[misc]
 @ocp.args.register_with_handler(TextHandler, for_save=True, for_restore=True)
 @dataclass
 class Text(ocp.args.CheckpointArgs):  # type: ignore[misc]
-    """Text files: their names, and what returns their text, in another thread."""
+    """Text files: their names, and what returns their text, in another thread.
+
+    `after` is set when the loop goes on: until then the processors are for what it waits for.
+    """
 
     files: Mapping[str, Callable[[], str]]
+    after: threading.Event
 
 
-async def _write(directory: Path, files: Mapping[str, Callable[[], str]]) -> None:
-    for name, text in files.items():
+async def _write(directory: Path, args: Text) -> None:
+    args.after.wait()
+    for name, text in args.files.items():
         (directory / name).write_text(text(), encoding="utf-8")

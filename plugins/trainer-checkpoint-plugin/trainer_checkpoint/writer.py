@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,16 @@ class Writer:
         """
         self.wait()
         self._step = step
+        begun = threading.Event()
         try:
-            with quiet():
+            with quiet(), ExitStack() as end:
+                end.callback(begun.set)  # after an error too: threads wait for it
                 self._checkpointer.save(
                     self._directory / str(step),
                     args=ocp.args.Composite(
-                        state=ocp.args.PyTreeSave(state), meta=Text(meta), data=Text(data)
+                        state=ocp.args.PyTreeSave(state),
+                        meta=Text(meta, begun),
+                        data=Text(data, begun),
                     ),
                 )
         except Exception as error:
