@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from trainer_core.threads import threads_for
+
 # Before jax is imported. The CPU, unless told otherwise, whatever the machine has: the bounds are
 # those of float32 on it, and bitwise equality is promised there. And a program that several
 # tests compile, or the processes that they start, is compiled once.
@@ -126,10 +128,12 @@ class _Child:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "", *tests],
                 cwd=root,
-                # NPROC: threads for collectives; see docs/many-devices.md.
-                env={"NPROC": "64"}
-                | os.environ
-                | {"XLA_FLAGS": flags, _OUTCOMES: str(self.outcomes)},
+                env={
+                    **os.environ,
+                    **threads_for(8),
+                    "XLA_FLAGS": flags,
+                    _OUTCOMES: str(self.outcomes),
+                },
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )

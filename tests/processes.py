@@ -69,7 +69,6 @@ def started(
     place = [f"distributed.coordinator=localhost:{free_port()}", f"distributed.processes={count}"]
     shared = {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "NPROC": "64",  # threads for collectives; see docs/many-devices.md
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # they run for less time than they compile
     }
     processes = []

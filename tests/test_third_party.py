@@ -42,10 +42,7 @@ RUN = (
     "model.width=32 model.heads=2 data.batch_size=16 data.length=32 checkpoint.every=4 "
     "'shard.mesh={data=1,fsdp=8}' accumulate.microbatches=2 plugins.average.use=average:Average "
 )
-EIGHT = {
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    "NPROC": "64",  # threads for collectives; see docs/many-devices.md
-}
+EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 
 
 def test_it_takes_under_thirty_lines_and_a_pyproject_of_fifteen() -> None:

@@ -17,6 +17,7 @@ from trainer_core.group import Group
 from trainer_core.hooks import Hooks, register
 from trainer_core.mesh import make_mesh
 from trainer_core.run import Run, StopRequest
+from trainer_core.threads import enough_threads
 
 
 def open_run(
@@ -41,13 +42,14 @@ def open_run(
     stopping = StopRequest() if stopping is None else stopping
     if devices is not None:
         return _assembled(config, devices, None, stopping)
-    group = connect(config, stopping.defer)
-    try:
-        check_devices(jax.devices())
-        return _assembled(config, jax.devices(), group, stopping)
-    except BaseException as error:
-        tell(error)
-        raise
+    with enough_threads():
+        group = connect(config, stopping.defer)
+        try:
+            check_devices(jax.devices())
+            return _assembled(config, jax.devices(), group, stopping)
+        except BaseException as error:
+            tell(error)
+            raise
 
 
 def _assembled(

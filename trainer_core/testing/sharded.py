@@ -15,11 +15,9 @@ from collections.abc import Callable
 from typing import Any
 
 from trainer_core.errors import RunError, TrainerError
+from trainer_core.threads import threads_for
 
 _FLAG = "--xla_force_host_platform_device_count=8"
-# XLA has one thread a device or a core, unless told otherwise, and collectives of one program that
-# are independent of each other can occupy all of them: they wait for a device that finds none.
-_THREADS = "64"
 
 
 def on_eight_devices(check: Callable[[dict[str, Any]], Any], recipe: str) -> Any:
@@ -61,10 +59,10 @@ def eight_devices() -> dict[str, str]:
     """Return the environment of a process with eight simulated devices, which imports as this."""
     return {
         **os.environ,
+        **threads_for(8),
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "8",
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}",
-        "NPROC": os.environ.get("NPROC", _THREADS),
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
 

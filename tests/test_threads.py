@@ -1,0 +1,90 @@
+"""Simulated devices get the threads that their collectives need; nothing else changes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import environment
+
+from trainer_core import threads as threads_module
+from trainer_core.threads import threads_for
+
+# How many threads there are while a run trains, and what its children would find.
+COUNT = """
+import json, os, sys
+from pathlib import Path
+from trainer_core import fit, hookimpl, plugin
+
+@plugin
+class Count:
+    @hookimpl
+    def start(self):
+        status = Path("/proc/self/status").read_text()
+        found = {"threads": int(status.split("Threads:")[1].split()[0])}
+        print(json.dumps({**found, "variable": os.environ.get("PJRT_NPROC")}))
+
+if __name__ == "__main__":
+    fit({"model": {"use": "models:Perceptron"}, "data": {"use": "models:Examples"},
+         "run": {"steps": 1}, "checkpoint": {"use": "none"},
+         "plugins": {"progress": {"style": "quiet"}, "count": {"use": "count_threads:Count"}}})
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_number_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PJRT_NPROC", "NPROC"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("devices", "cores", "expected"),
+    # A pool of one thread for each device is what stands still, also where there are as many cores.
+    [(1, 1, None), (8, 16, None), (8, 2, "64"), (8, 8, "64"), (100, 2, "512"), (1000, 2, "1000")],
+)
+def test_they_are_more_where_there_are_no_more_cores_than_devices(
+    devices: int, cores: int, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads_module, "_cores", lambda: cores)
+    assert threads_for(devices).get("PJRT_NPROC") == expected
+    monkeypatch.setenv("NPROC", "9")
+    assert threads_for(devices) == {}
+
+
+def found_in_a_run(folder: Path, devices: int, **variables: str) -> dict[str, Any]:
+    (folder / "count_threads.py").write_text(COUNT)
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    done = subprocess.run(
+        [sys.executable, "count_threads.py"],
+        cwd=folder,
+        env=environment(XLA_FLAGS=flags, JAX_DISABLE_MOST_OPTIMIZATIONS="1", **variables),
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return dict(json.loads(done.stdout))
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_a_run_with_many_simulated_devices_has_them_and_its_children_hear_nothing_of_it(
+    tmp_path: Path,
+) -> None:
+    devices = 2 * threads_module._cores()
+    few = found_in_a_run(tmp_path, devices, NPROC=str(devices))
+    many = found_in_a_run(tmp_path, devices)
+    assert many["threads"] >= few["threads"] + 7 * devices
+    assert many["variable"] is None
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_a_run_with_one_device_has_as_many_as_before(tmp_path: Path) -> None:
+    before = found_in_a_run(tmp_path, 1, NPROC=str(threads_module._cores()))
+    # Those of imported libraries may come and go; XLA's would be at least seven more.
+    assert abs(found_in_a_run(tmp_path, 1)["threads"] - before["threads"]) < 7
