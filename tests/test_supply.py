@@ -71,7 +71,7 @@ def test_only_what_the_source_takes_longer_than_the_devices_is_waiting(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.WARNING)
-    supply = Supply(Sleepy())
+    supply = Supply(Sleepy().batch)
     for index in range(50):
         supply.batch(index, {"loss": Step(step_takes)})
     said = [int(each.split(": ")[1].split("%")[0]) for each in warnings_of(caplog)]

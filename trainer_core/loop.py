@@ -124,7 +124,7 @@ def _steps(run: Run, hooks: Hooks, program: Any, step_fn: Any, state: Any, first
 
     meter = Meter(program, first)
     requests = Requests(run, first)
-    supply = Supply(program.data)
+    supply = Supply(program.batch)
     settings = run.settings
     waiting: tuple[int, Any] | None = None
     numbers: Any = {}

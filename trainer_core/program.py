@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trainer_core.asking import Asking
 from trainer_core.fitting import (
     batch_shapes,
     check_answer,
@@ -49,6 +50,7 @@ class Program:
         abstract_state: a `jax.ShapeDtypeStruct` with its sharding for every leaf.
         abstract_batch: the same for a global batch.
         optimizer_table: what the optimizer does with each parameter.
+        asking: what calls the data source.
     """
 
     run: Run
@@ -61,6 +63,7 @@ class Program:
     abstract_state: TrainState
     abstract_batch: dict[str, jax.ShapeDtypeStruct]
     optimizer_table: tuple[Row, ...]
+    asking: Asking
 
     @property
     def param_count(self) -> int:
@@ -88,6 +91,14 @@ class Program:
             UserError: with the paths whose rule has changed.
         """
         check_recorded(self.optimizer_table, self.run.directory)
+
+    def batch(self, step: int) -> Batch:
+        """Return this process's rows of the batch after a step."""
+        return self.asking(self.data.batch, "the batch after step {}", step)
+
+    def held_out(self, index: int) -> Batch:
+        """Return this process's rows of a held-out batch."""
+        return self.asking(self.data.held_out, "held-out batch {}", index)
 
     def place(self, batch: Batch) -> Batch:
         """Put this process's rows of a batch where the step wants them."""
@@ -154,7 +165,8 @@ def build_program(run: Run, hooks: Hooks) -> Program:
     data = hooks.build_data(run=run)
     check_answer(run, "data", data, "the data", ("batch", "held_out", "state", "load"))
     beginning = data.state()
-    rows = data.batch(0)
+    asking = Asking(run)
+    rows = asking(data.batch, "its first batch", 0)
     shapes = batch_shapes(run, rows)
     if beginning is not None:
         data.load(beginning)  # a stream: the run has not taken its first batch yet
@@ -195,6 +207,7 @@ def build_program(run: Run, hooks: Hooks) -> Program:
             name: _with_sharding(leaf, shardings.batch) for name, leaf in shapes.items()
         },
         optimizer_table=table,
+        asking=asking,
     )
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainer_core.types import Batch, Data
+    from trainer_core.types import Batch
 
 logger = logging.getLogger("trainer_core")
 
@@ -27,11 +27,11 @@ class Supply:
     longer than they do is waiting.
 
     Args:
-        data: the source.
+        give: returns the batch after a step.
     """
 
-    def __init__(self, data: Data) -> None:
-        self._data = data
+    def __init__(self, give: Callable[[int], Batch]) -> None:
+        self._give = give
         self._seconds = 0.0  # for the last batch
         self._silent_until = 0.0
         self._begin()
@@ -47,7 +47,7 @@ class Supply:
         if running and self._seconds >= _SLOW:
             threading.Thread(target=_wait, args=(running, finished), daemon=True).start()
         began = time.monotonic()
-        batch = self._data.batch(step)
+        batch = self._give(step)
         now = time.monotonic()
         self._seconds = now - began
         if running:

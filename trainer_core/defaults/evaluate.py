@@ -64,7 +64,7 @@ def build_held_out_loss(program: Program) -> Callable[[TrainState, int], Metrics
         batches = min(batches, program.data.held_out_batches)
         in_turn = must_run_in_turn(program.run.mesh.devices.ravel().tolist())
         for index in range(batches):
-            batch = program.place(program.data.held_out(index))
+            batch = program.place(program.held_out(index))
             if parts and in_turn:
                 jax.block_until_ready(parts[-1])
             parts.append(compiled(state.params, state.buffers, state.key, batch))

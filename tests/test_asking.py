@@ -1,0 +1,97 @@
+"""A data source that does not answer is named while the run waits for it."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+from command import PERCEPTRON, running
+
+from trainer_core import asking, fit, hookimpl, plugin
+from trainer_core.types import Data
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+# The third time that it is asked for something, it stands still.
+STILL = """
+import time
+import models
+from trainer_core import hookimpl, plugin, setting
+
+@plugin
+class Still(models.Examples):
+    at: str = setting("batch")
+
+    @hookimpl
+    def build_data(self, run):
+        data = super().build_data(run)
+        give = getattr(data, self.at)
+        asked = []
+
+        def stand_still(index):
+            asked.append(index)
+            if len(asked) == 3:
+                time.sleep(1000)
+            return give(index)
+
+        setattr(data, self.at, stand_still)
+        return data
+"""
+
+
+class Late(Data):
+    def __init__(self, source: Data) -> None:
+        self.source = source
+
+    def batch(self, step: int) -> dict[str, Any]:
+        if step == 2:
+            time.sleep(1)
+        return self.source.batch(step)
+
+
+@plugin
+class LateExamples(models.Examples):
+    @hookimpl
+    def build_data(self, run: Any) -> Data:
+        return Late(super().build_data(run))
+
+
+def test_it_is_said_at_growing_intervals_and_no_more_once_it_answers(
+    recipe: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "LOOK", 0.02)
+    data = {"use": "test_asking:LateExamples"}
+    fit(recipe(run={"steps": 6}, data=data, checkpoint={"use": "none"}))
+    said = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
+    # 50 looks: at 10, 20 and 40 of them, each of which takes longer on a busy machine.
+    assert 1 <= len(said) <= 3, said
+    for text in said:
+        assert re.match(
+            r"waiting for data: \[data\] use = test_asking:LateExamples has not given the batch "
+            r"after step 2 for \d s; where it stands: .*run/stacks-0.txt$",
+            text,
+        ), text
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("at", "what"), [("batch", "the batch after step 1"), ("held_out", "held-out batch 0")]
+)
+def test_a_run_whose_data_never_comes_says_what_it_waits_for_and_where(
+    at: str, what: str, tmp_path: Path
+) -> None:
+    (tmp_path / "still.py").write_text(STILL)
+    train = ["train", "--quiet", *PERCEPTRON, "run.directory=run", "run.steps=9"]
+    settings = ["data.use=still:Still", f"data.at={at}", "run.eval_every=2", "run.eval_batches=4"]
+    with running(*train, *settings, folder=tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == (
+            f"warning: waiting for data: [data] use = still:Still has not given {what} for 10 s; "
+            "where it stands: run/stacks-0.txt\n"
+        )
+    assert "still.py" in (tmp_path / "run" / "stacks-0.txt").read_text()
