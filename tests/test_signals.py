@@ -111,7 +111,9 @@ def test_ctrl_c_at_any_moment_of_the_start_crashes_nothing(folder: Path) -> None
             time.sleep(delay)
             process.send_signal(signal.SIGINT)
             output, _ = process.communicate()
-        assert process.returncode in (0, 130), f"after {delay} s: {output}"
+        # Where the machine is so busy that Python itself has not begun, the system ends it.
+        before_python = (process.returncode, output) == (-signal.SIGINT, "")
+        assert before_python or process.returncode in (0, 130), f"after {delay} s: {output}"
         assert "Traceback" not in output
         assert "Exception ignored" not in output
 
