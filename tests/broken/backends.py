@@ -15,6 +15,7 @@ from trainer_core import RunError, hookimpl, plugin, setting
 from trainer_core.templates import checkpoint
 from trainer_core.templates.checkpoint import Example
 from trainer_core.testing import CheckpointSuite
+from trainer_core.testing.states import state_at
 
 SAID = {
     "TestWithoutDigest": (
@@ -28,6 +29,19 @@ SAID = {
     "TestNever": ("test_killed_at_any_moment_what_is_there_is_whole", "the newest that is whole"),
     "TestOldest": ("test_the_newest_comes_back", "do not come back as they were saved"),
     "TestLosing": ("test_a_stream_gets_its_position_back", "hand it back by `data.load`"),
+    "TestInventing": ("test_nothing_saved_is_nothing_restored", "must return None"),
+    "TestOnce": (
+        "test_a_second_run_goes_on_after_the_first",
+        "do not come back as they were saved",
+    ),
+    "TestFirstShard": (
+        "test_saved_on_eight_devices_it_comes_back_on_one",
+        "is of another model or optimizer",
+    ),
+    "TestOneDevice": (
+        "test_saved_on_one_device_it_comes_back_on_eight",
+        "restoring on eight devices failed",
+    ),
     "TestBeginningAnew": (
         "test_a_damaged_file_never_gives_a_wrong_state[missing]",
         "training would begin anew",
@@ -178,6 +192,37 @@ class BeginningAnew(Changed):
         return super().restore(run, like, data)
 
 
+class Inventing(Changed):
+    def restore(self, run: Any, like: Any, data: Any) -> Any:
+        if checkpoint._folder(run).exists():
+            return super().restore(run, like, data)
+        return state_at(0)
+
+
+class Once(Changed):
+    """Leaves alone what another run has saved."""
+
+    is_first: Any = None
+
+    def save(self, run: Any, step: int, state: Any, data: Any) -> None:
+        if self.is_first is None:
+            self.is_first = not checkpoint._folder(run).exists()
+        if self.is_first:
+            super().save(run, step, state, data)
+
+
+class FirstShard(Changed):
+    def save(self, run: Any, step: int, state: Any, data: Any) -> None:
+        super().save(run, step, jax.tree.map(lambda leaf: leaf.addressable_data(0), state), data)
+
+
+class OneDevice(Changed):
+    def restore(self, run: Any, like: Any, data: Any) -> Any:
+        if any(len(leaf.sharding.device_set) > 1 for leaf in jax.tree.leaves(like)):
+            raise RunError("this is for one device")
+        return super().restore(run, like, data)
+
+
 KINDS = {cls.__name__: cls for cls in Changed.__subclasses__()}
 
 
@@ -235,6 +280,22 @@ class TestOldest(Suite):
 
 class TestLosing(Suite):
     settings = {"wrong": "Losing"}
+
+
+class TestInventing(Suite):
+    settings = {"wrong": "Inventing"}
+
+
+class TestOnce(Suite):
+    settings = {"wrong": "Once"}
+
+
+class TestFirstShard(Suite):
+    settings = {"wrong": "FirstShard"}
+
+
+class TestOneDevice(Suite):
+    settings = {"wrong": "OneDevice"}
 
 
 class TestBeginningAnew(Suite):

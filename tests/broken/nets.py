@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import attrs
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from trainer_core import Model, Term, hookimpl, plugin, setting
 from trainer_core.templates.model import Example
@@ -34,6 +36,11 @@ SAID = {
     "TestNotANumber": ("test_sharded_it_has_the_same_gradient", "on 8 devices its gradient is nan"),
     "TestBegunElsewhere": ("test_sharded_it_begins_the_same", "on a mesh these parameters begin"),
     "TestWrongDerivative": ("test_its_gradient_is_that_of_its_loss", "a derivative of its own"),
+    "TestAveragedDerivative": (
+        "test_its_gradient_is_that_of_its_loss",
+        "in a direction drawn at random the loss rises with out/kernel",
+    ),
+    "TestDrawing": ("test_its_terms_follow_from_their_arguments", "with the same arguments differ"),
     "TestConstant": ("test_its_parameters_follow_from_the_key", "`init` must use it"),
     "TestNameless": ("test_its_infos_are_whole", "has the kind 'other'"),
     "TestMisplaced": ("test_its_infos_are_whole", "says that its path is somewhere"),
@@ -136,6 +143,40 @@ def wrong_derivative(model: Model) -> Model:
     return evolved_terms(model, lambda term, *_: Term(doubled(term.sum), term.weight))
 
 
+@jax.custom_vjp
+def averaged(x: jax.Array) -> jax.Array:
+    return x
+
+
+# At right angles to what is lost of it: along this gradient the loss rises as it says.
+averaged.defvjp(
+    lambda x: (x, None),
+    lambda _, grad: (jnp.broadcast_to(grad.mean(0, keepdims=True), grad.shape),),
+)
+
+
+def averaged_derivative(model: Model) -> Model:
+    def terms(params: Any, *rest: Any) -> Any:
+        return model.terms(params | {"out": jax.tree.map(averaged, params["out"])}, *rest)
+
+    return attrs.evolve(model, terms=terms)
+
+
+def drawing(model: Model) -> Model:
+    """Draws from a generator of its own, in training: two units in the last place, or none."""
+    draws = itertools.cycle([np.float32(1), np.float32(1 + 2**-22)])
+
+    def terms(params: Any, buffers: Any, batch: Any, key: Any, train: bool) -> Any:
+        found, buffers = model.terms(params, buffers, batch, key, train)
+        if not train:
+            return found, buffers
+        scale = jax.pure_callback(lambda: next(draws), jax.ShapeDtypeStruct((), jnp.float32))
+        term = found["cross_entropy"]
+        return {"cross_entropy": Term(scale * term.sum, term.weight)}, buffers
+
+    return attrs.evolve(model, terms=terms)
+
+
 def constant(model: Model) -> Model:
     return attrs.evolve(model, init=lambda key: model.init(jax.random.key(0)))
 
@@ -169,6 +210,8 @@ CHANGES = {
         always_dropping,
         cut,
         wrong_derivative,
+        averaged_derivative,
+        drawing,
         constant,
         nameless,
         misplaced,
@@ -241,6 +284,14 @@ class TestBegunElsewhere(Suite):
 
 class TestWrongDerivative(Suite):
     settings = {"wrong": "wrong_derivative"}
+
+
+class TestAveragedDerivative(Suite):
+    settings = {"wrong": "averaged_derivative"}
+
+
+class TestDrawing(Suite):
+    settings = {"wrong": "drawing"}
 
 
 class TestConstant(Suite):

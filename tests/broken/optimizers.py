@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +22,11 @@ SAID = {
     "TestWidening": ("test_its_state_keeps_its_dtypes", "cast it to the dtype in which"),
     "TestPartial": ("test_its_updates_fit_the_parameters", "no tree like that of the parameters"),
     "TestSilent": ("test_each_setting_says_what_it_means", 'setting(DEFAULT, "what it means")'),
+    "TestUnshaped": ("test_its_state_is_that_of_its_shapes", "does not make what its shapes said"),
+    "TestPerMicrobatch": ("test_microbatches_change_nothing_but_rounding", "with 4 microbatches"),
+    "TestPerDevice": ("test_sharded_it_trains_the_same", "on 8 devices the parameters end"),
+    "TestUntold": ("test_what_it_says_of_itself_can_be_recorded", "is no JSON value"),
+    "TestEqual": ("test_two_of_it_are_not_equal", "pluggy takes them for one"),
     "TestNowhere": ("test_a_recipe_can_name_it", "has no 'Nowhere'"),
     "TestUnnamed": ("test_it_learns", 'use = "NAME"'),
 }
@@ -93,6 +99,67 @@ class Silent:
         return optax.sgd(learning_rate, self.momentum)
 
 
+@plugin
+class Unshaped:
+    """Makes other state the second time."""
+
+    made: int = attrs.field(init=False, default=0)
+
+    @hookimpl
+    def build_optimizer(self, learning_rate: Any) -> Any:
+        sgd = optax.sgd(learning_rate)
+
+        def init(params: Any) -> Any:
+            self.made += 1
+            return sgd.init(params), jnp.zeros((), "int32" if self.made > 2 else "float32")
+
+        def update(grads: Any, state: Any, params: Any = None) -> Any:
+            updates, inner = sgd.update(grads, state[0], params)
+            return updates, (inner, state[1])
+
+        return optax.GradientTransformation(init, update)
+
+
+@plugin
+class PerMicrobatch:
+    @hookimpl
+    def build_optimizer(self, run: Any, learning_rate: Any) -> Any:
+        parts = run.config["accumulate"]["microbatches"]
+        return optax.chain(optax.sgd(learning_rate), optax.scale(1 / parts))
+
+
+@plugin
+class PerDevice:
+    @hookimpl
+    def build_optimizer(self, run: Any, learning_rate: Any) -> Any:
+        return optax.chain(optax.sgd(learning_rate), optax.scale(1 / run.mesh.size))
+
+
+@plugin
+class Untold:
+    @hookimpl
+    def build_optimizer(self, learning_rate: Any) -> Any:
+        return optax.sgd(learning_rate)
+
+    @hookimpl
+    def describe_optimizer(self, model: Any) -> Any:
+        infos = jax.tree.leaves(model.params)
+        return {info.path: {"rule": "sgd", "decay": info.dtype} for info in infos}
+
+
+@plugin
+class Equal:
+    @hookimpl
+    def build_optimizer(self, learning_rate: Any) -> Any:
+        return optax.sgd(learning_rate)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Equal)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
 class TestEager(OptimizerSuite):
     use = "optimizers:Eager"
 
@@ -123,6 +190,26 @@ class TestPartial(OptimizerSuite):
 
 class TestSilent(OptimizerSuite):
     use = "optimizers:Silent"
+
+
+class TestUnshaped(OptimizerSuite):
+    use = "optimizers:Unshaped"
+
+
+class TestPerMicrobatch(OptimizerSuite):
+    use = "optimizers:PerMicrobatch"
+
+
+class TestPerDevice(OptimizerSuite):
+    use = "optimizers:PerDevice"
+
+
+class TestUntold(OptimizerSuite):
+    use = "optimizers:Untold"
+
+
+class TestEqual(OptimizerSuite):
+    use = "optimizers:Equal"
 
 
 class TestNowhere(OptimizerSuite):

@@ -22,6 +22,7 @@ SAID = {
     "TestLive": ("test_a_resumed_source_goes_on_with_the_next_batch", "is no JSON value"),
     "TestHoldingAll": ("test_processes_share_what_is_held_out", "counts rows several times"),
     "TestOdd": ("test_processes_share_a_batch_out", "a multiple of 4"),
+    "TestLossy": ("test_a_text_comes_back_from_its_tokens", "becomes"),
     "TestDeaf": ("test_another_seed_gives_another_order", "run.seed changes nothing"),
 }
 
@@ -92,8 +93,16 @@ class HoldingAll(Changed):
         return Example().build_data(alone).held_out(index)
 
 
+class Lossy(Changed):
+    def encode(self, text: str) -> Any:
+        return np.frombuffer(text.lower().encode(), np.uint8)
+
+    def decode(self, tokens: Any) -> str:
+        return bytes(tokens).decode()
+
+
 KINDS = {cls.__name__: cls for cls in (Restless, Short, Twice, Selfish, Overlapping, Leaky)}
-KINDS |= {cls.__name__: cls for cls in (Forgetful, Live, HoldingAll)}
+KINDS |= {cls.__name__: cls for cls in (Forgetful, Live, HoldingAll, Lossy)}
 
 
 @plugin
@@ -158,6 +167,10 @@ class TestHoldingAll(Suite):
 
 class TestOdd(Suite):
     settings = {"kind": "Twice", "batch_size": 6}
+
+
+class TestLossy(Suite):
+    settings = {"kind": "Lossy"}
 
 
 class TestDeaf(DataSuite):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
+import attrs
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,8 +33,8 @@ class ModelSuite(Suite):
             its largest number.
         curvature: how far a difference quotient may be from the gradient, as a part of it, since
             its step is not infinitely small. Quotients are taken along the gradient of each
-            parameter, and along what it says does not matter: a part of it that is wrong and at
-            right angles to both would not be seen.
+            parameter, along what it says does not matter, and in three directions of random signs,
+            so that an error a third as large as it, in whichever direction, seldom goes unseen.
         per_microbatch: terms that are means of a microbatch, with the weight 1.
     """
 
@@ -140,18 +141,9 @@ class ModelSuite(Suite):
                 )
 
     def test_its_gradient_is_that_of_its_loss(self) -> None:
-        for path, quotient, norm, noise, unseen in self._quotients():
-            if abs(unseen) > noise:
-                self.fail(
-                    f"no gradient reaches {path}, or a part of it, and the loss depends on that: "
-                    f"{unseen:.3g} where rounding explains {noise:.2g}"
-                )
-            if abs(quotient - norm) > self.curvature * norm + noise:
-                self.fail(
-                    f"along its gradient the loss rises with {path} by {quotient:.4g}, and the "
-                    f"gradient says {norm:.4g} (rounding explains {noise:.2g}): is there a "
-                    f"stop_gradient, or a derivative of its own that is not right?"
-                )
+        for slope in self._slopes():
+            if abs(slope.quotient - slope.told) > self.curvature * slope.size + slope.noise:
+                self.fail(slope.in_words())
 
     def test_scanned_and_unrolled_layers_are_one_model(self) -> None:
         if not self.unrolled:
@@ -208,10 +200,9 @@ class ModelSuite(Suite):
         )
         return found
 
-    def _quotients(self) -> Any:
-        """For each parameter: its path, the difference quotient of the loss along its gradient,
-        the norm of that, how far rounding may lead a quotient astray, and the quotient along those
-        of its numbers whose gradient is exactly 0.
+    def _slopes(self) -> Iterator[Slope]:
+        """Yield the slopes of the loss with each parameter: where its gradient is exactly 0, along
+        its gradient, and in directions of random signs.
         """
         state, batch, key = self._state, self._batch, jax.random.key(1)
         loss = build_loss(self._model)
@@ -226,24 +217,68 @@ class ModelSuite(Suite):
         leaves, structure = jax.tree.flatten(grads)
         nothing = [jnp.zeros_like(leaf) for leaf in leaves]
 
-        def quotient(at: int, along: Any, by: float) -> float:
+        def slope(at: int, where: str, along: Any, told: float, size: float, most: float) -> Slope:
+            by = min(0.0025 * abs(float(total)) / max(size, 1e-30), most)
             tree = jax.tree.unflatten(structure, [*nothing[:at], along, *nothing[at + 1 :]])
             ahead, behind = (float(moved(state.params, tree, sign * by)) for sign in (1, -1))
-            return (ahead - behind) / (2 * by)
-
-        for at, (info, leaf) in enumerate(
-            zip(jax.tree.leaves(self._model.params), leaves, strict=True)
-        ):
-            norm = float(jnp.linalg.norm(leaf.astype(jnp.float32)))
-            size = float(jnp.linalg.norm(jax.tree.leaves(state.params)[at].astype(jnp.float32)))
-            by = min(0.0025 * abs(float(total)) / max(norm, 1e-30), 0.005 * max(size, 0.05))
             # Each loss is a sum of many float32 numbers: a few units in its last place.
             noise = 8 * float(np.finfo(np.float32).eps) * abs(float(total)) / by
-            signs = np.random.default_rng(at).choice([-1.0, 1.0], leaf.shape)
-            silent = jnp.where(leaf == 0, signs.astype(leaf.dtype), 0)
-            unseen = quotient(at, silent / max(float(jnp.linalg.norm(silent)), 1.0), by)
-            along = quotient(at, leaf / norm, by) if norm else 0.0
-            yield info.path, along, norm, noise, unseen
+            return Slope(paths[at], where, (ahead - behind) / (2 * by), told, size, noise)
+
+        paths = [info.path for info in jax.tree.leaves(self._model.params)]
+        for at, (leaf, array) in enumerate(zip(leaves, jax.tree.leaves(state.params), strict=True)):
+            rng = np.random.default_rng(at)
+            norm = float(jnp.linalg.norm(leaf.astype(jnp.float32)))
+            most = 0.005 * max(float(jnp.linalg.norm(array.astype(jnp.float32))), 0.05)
+
+            def drawn(where: Any, rng: Any = rng, leaf: Any = leaf) -> Any:
+                signs = jnp.where(where, rng.choice([-1.0, 1.0], leaf.shape), 0.0)
+                return (signs / max(float(jnp.linalg.norm(signs)), 1.0)).astype(leaf.dtype)
+
+            yield slope(at, "unseen", drawn(leaf == 0), 0.0, 0.0, most)
+            if not norm:
+                continue
+            yield slope(at, "along", leaf / norm, norm, norm, most)
+            for _ in range(3):
+                along = drawn(leaf != 0)
+                told = float(jnp.vdot(leaf, along))
+                # What is to be expected of a direction that has nothing to do with the gradient.
+                size = norm / float(jnp.sum(leaf != 0)) ** 0.5
+                yield slope(at, "across", along, told, size, most)
+
+
+@attrs.frozen
+class Slope:
+    """How the loss rises with a parameter, in one direction.
+
+    Attributes:
+        where: "unseen", where its gradient is exactly 0; "along" its gradient, or "across".
+        quotient: of differences.
+        told: by the gradient.
+        size: that of the gradient, as far as it goes in such a direction.
+        noise: how far rounding may lead the quotient astray.
+    """
+
+    path: str
+    where: str
+    quotient: float
+    told: float
+    size: float
+    noise: float
+
+    def in_words(self) -> str:
+        """Say that the two are too far apart."""
+        if self.where == "unseen":
+            return (
+                f"no gradient reaches {self.path}, or a part of it, and the loss depends on that: "
+                f"{self.quotient:.3g} where rounding explains {self.noise:.2g}"
+            )
+        where = "along its gradient" if self.where == "along" else "in a direction drawn at random"
+        return (
+            f"{where} the loss rises with {self.path} by {self.quotient:.4g}, and the gradient "
+            f"says {self.told:.4g} (rounding explains {self.noise:.2g}): is there a "
+            f"stop_gradient, or a derivative of its own that is not right?"
+        )
 
 
 def _problems(path: str, info: Any) -> list[str]:
