@@ -83,7 +83,7 @@ class AtOnce:
 """
 # Two runs of the same processes: the first fails in all of them, the second in one.
 TWICE = """
-import os, sys
+import os, sys, time
 from trainer_core import fit
 
 for number, process in enumerate((-1, 1)):
@@ -92,6 +92,8 @@ for number, process in enumerate((-1, 1)):
         fit(None, [*sys.argv[1:], event, f"run.directory=run-{number}"])
     except Exception as error:
         print(number, error, flush=True)
+if "distributed.process=0" in sys.argv:
+    time.sleep(5)  # it has the service that connects them: without it, JAX aborts the other
 os._exit(1)
 """
 # 93 windows of 32 bytes, 19 of them held out: no multiple of any batch here.
@@ -304,10 +306,7 @@ def test_a_second_run_of_the_same_processes_hears_of_its_own_failures(folder: Pa
     program = [sys.executable, "twice.py"]
     with started(2, *ENDLESS[1:], folder=folder, program=program) as running:
         processes = ended(running, folder)
-    assert processes[0].code == 1, processes
-    # The program is the user's own: where process 0, with the service that connects them, has ended
-    # first, JAX aborts the other at its end.
-    assert processes[1].code in (1, -signal.SIGABRT), processes
+    assert [each.code for each in processes] == [1, 1], processes
     for process in processes:
         assert re.search(r"^0 no fuel$", process.out, re.MULTILINE)
     assert re.search(r"^1 no fuel$", processes[1].out, re.MULTILINE)
