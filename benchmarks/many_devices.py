@@ -24,14 +24,12 @@ from typing import Any
 MESHES = ["{fsdp=8}", "{fsdp=4,tensor=2}", "{data=2,fsdp=2,tensor=2}", "{data=8}"]
 STEPS = ["ours", "by hand", "by hand, again"]
 # Eight devices on two cores can wait for each other longer than the 40 s after which XLA ends the
-# process, and for ever with a thread for each alone: see docs/many-devices.md. And glibc gives
-# memory back in between: a program whose temporaries are a few KiB larger than those of the one
-# before pays 5% of a step for pages that it has already where it runs alone.
+# process. And glibc gives memory back in between: a program whose temporaries are a few KiB larger
+# than those of the one before pays 5% of a step for pages that it has already where it runs alone.
 ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
-    "NPROC": "64",
     "XLA_FLAGS": "--xla_force_host_platform_device_count=8"
     " --xla_cpu_collective_call_warn_stuck_timeout_seconds=60"
     " --xla_cpu_collective_call_terminate_timeout_seconds=600",
