@@ -12,6 +12,8 @@ import pytest
 from command import PERCEPTRON
 from processes import Ended, ended, started, together
 
+from trainer_core.wire import Wire
+
 TIMEOUT = 6
 # To one process something happens right before JAX connects it, or right after: its devices do not
 # run yet, and JAX waits once more.
@@ -104,6 +106,17 @@ def test_where_all_live_and_do_not_connect_each_says_where_it_was(tmp_path: Path
     for each in others(tmp_path, "before", "sleep", 1):
         assert_said(each, r"the processes met at localhost:\d+ .* did not connect them within 3 .*")
     assert "at.py" in (tmp_path / "run" / "stacks-1.txt").read_text()
+
+
+def test_what_was_said_last_is_heard_though_it_came_with_the_line_before() -> None:
+    mine, theirs = map(Wire, socket.socketpair())
+    for line in ("met", "here", "failed"):
+        theirs.say(line)
+    theirs.close()
+    assert mine.line(TIMEOUT) == "met"
+    assert mine.lines() == ["here", "failed"]
+    assert mine.lines() is None
+    mine.close()
 
 
 @contextmanager

@@ -42,9 +42,9 @@ class Wire:
     def lines(self) -> list[str] | None:
         """Return the lines that have come; None where there are none, and the other side has left.
 
-        Called where something has come.
+        Called where something has come. A line may have come with the one before, and been read.
         """
-        if not self._read(_WRITE):
+        if not self._read(_WRITE) and b"\n" not in self._unread:
             return None
         *lines, self._unread = self._unread.split(b"\n")
         return [line.decode(errors="replace") for line in lines]
