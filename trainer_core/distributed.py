@@ -205,10 +205,9 @@ def _cluster() -> Any:
 
 def _check_address(place: Place) -> None:
     """An address of this machine is no address for processes on others."""
-    variables = os.environ
     # Not SLURM_NNODES: an allocation may have several machines, and the processes be on one.
-    nodes = int(variables.get("SLURM_STEP_NUM_NODES") or 1)
-    here = int(variables.get("OMPI_COMM_WORLD_LOCAL_SIZE") or place.processes)
+    nodes = int(os.environ.get("SLURM_STEP_NUM_NODES") or 1)
+    here = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") or place.processes)
     if place.is_loopback and (nodes > 1 or here < place.processes):
         raise UserError(
             f"[distributed] coordinator = {place.coordinator!r} is an address of each machine "

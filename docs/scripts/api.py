@@ -306,8 +306,10 @@ def run_directory() -> Iterator[str]:
     written = [error_log(Path(), 0), error_log(Path(), 1), stacks(Path(), 0)]
     for name in (*found, SAVE, *(path.name for path in written)):
         yield f"file {name.replace('/1', '/STEP')}"
-    two = losses_by_term(dict.fromkeys(("TERM", "another"), Term(0.0, 1.0)))
-    for name in (*json.loads(line), next(iter(two))):
+    (by_term, _) = losses_by_term(dict.fromkeys(("TERM", "another"), Term(0.0, 1.0)))
+    metrics = list(json.loads(line))
+    losses = [name for name in metrics if name.endswith("loss")]
+    for name in (*metrics, *(by_term.replace("loss", loss) for loss in losses)):
         yield f"metric {name}"
 
 
@@ -321,9 +323,11 @@ def exit_codes() -> Iterator[str]:
 def variables(root: Path) -> Iterator[str]:
     """Yield the environment variables that the code of our packages names where it reads them."""
     read = re.compile(r'environ(?:\.get\(|\[)(?:"(\w+)"|(\w+))(?!.*\] = )')
+    asked = re.compile(r'"(\w+)" (?:not )?in os\.environ')
     found = set()
     for _, path in sources(root):
-        for name, constant in read.findall(source := path.read_text()):
+        found |= set(asked.findall(source := path.read_text()))
+        for name, constant in read.findall(source):
             found |= {name or re.findall(rf'^{constant} = "(\w+)"', source, re.MULTILINE)[0]}
     yield from (f"env {each}" for each in found)
 
