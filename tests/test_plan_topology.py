@@ -49,6 +49,7 @@ def test_a_topology_names_its_devices(text: str, platform: str, count: int) -> N
         ("gpu:h10x8", r"there is no GPU 'h10' \(did you mean 'h100'\?\)"),
         ("gpu:h100x12", r"a multiple of 8 \(did you mean gpu:h100x16\?\)"),
         ("cpu:none", r"it needs a number of devices, such as cpu:8"),
+        ("cpu:4097", r"--topology cpu:4097: each device is simulated .* at most cpu:4096"),
     ],
 )
 def test_one_that_does_not_exist_is_an_error_that_names_those_that_do(text: str, said: str) -> None:

@@ -15,6 +15,7 @@ from trainer_core.suggest import did_you_mean
 _EXAMPLES = "v5e:4x4, 2xv5e:4x4 (two slices), v5p:4x4x4, gpu:h100x16, cpu:8"
 _TPUS = tuple(name for name, chip in CHIPS.items() if chip.shape)
 _GPUS = tuple(name for name, chip in CHIPS.items() if not chip.shape)
+_MOST_CPUS = 4096  # to simulate these takes seconds; 100,000 took all memory of a machine
 _FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 _SMALL = ((1, 1, 1), (2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
 
@@ -78,6 +79,10 @@ def wrong(text: str, message: str) -> UserError:
 def _count(text: str, size: str) -> int:
     if not size.isdigit() or int(size) < 1:
         raise wrong(text, "it needs a number of devices, such as cpu:8")
+    if int(size) > _MOST_CPUS:
+        raise wrong(
+            text, f"each device is simulated by threads of this machine; at most cpu:{_MOST_CPUS}"
+        )
     return int(size)
 
 
