@@ -179,3 +179,25 @@ def test_a_finite_step_after_a_resume_forgives_those_before_it(recipe: Any) -> N
     result = fit(config, accept_changes=True)
     assert (result.resumed_from, result.step) == (5, 9)
     assert result.metrics["skipped_steps"] == 4
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # of the rate, in numpy
+def test_a_run_that_became_not_finite_goes_on_from_what_was(
+    recipe: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def config(steps: int, rate: float) -> Any:
+        return recipe(
+            run={"steps": steps},
+            optimizer={"use": "sgd"},
+            schedule={"learning_rate": rate},
+            checkpoint={"use": "orbax", "every": 10, "keep": 1},
+        )
+
+    good = fit(config(20, 0.1))
+    with pytest.raises(RunError, match="stopped at step 31: 10 steps in a row"):
+        fit(config(40, 1e39), accept_changes=True)  # step 21 makes NaNs, step 30 is saved
+    assert {each.name for each in (good.directory / "checkpoints").iterdir()} == {"20", "30"}
+    result = fit(config(40, 0.1), accept_changes=True)
+    assert (result.resumed_from, result.step) == (20, 40)
+    [said] = [each.getMessage() for each in caplog.records if "not used" in each.getMessage()]
+    assert said.endswith("30 is not used: its parameters are not finite")

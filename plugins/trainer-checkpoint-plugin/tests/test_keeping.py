@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
+import jax
+import jax.numpy as jnp
 import pytest
-from checkpointed import folder, like, restore, save, saving, state_at
+from checkpointed import bits, folder, like, restore, save, saving, state_at
 from trainer_checkpoint.steps import steps
 
 from trainer_core.run import Run
-from trainer_core.types import Data
+from trainer_core.types import Data, TrainState
+
+
+def bad_at(step: int, run: Run) -> TrainState:
+    """A state whose parameters are not finite."""
+    state = state_at(step, run.mesh)
+    return attrs.evolve(state, params=jax.tree.map(lambda x: x.at[0].set(jnp.nan), state.params))
 
 
 def test_the_newest_are_kept(run: Run) -> None:
@@ -20,6 +29,50 @@ def test_the_newest_are_kept(run: Run) -> None:
 def test_multiples_of_keep_every_are_kept_for_ever(run: Run) -> None:
     save(run, *(state_at(step, run.mesh) for step in (2, 3, 4, 5, 6)), keep=1, keep_every=2)
     assert steps(run.directory / "checkpoints") == [2, 4, 6]
+
+
+@pytest.mark.parametrize(
+    ("saved", "keep", "left"),
+    [
+        ("good bad", 1, [1, 2]),
+        ("good bad bad", 1, [1, 3]),
+        ("good bad bad", 2, [1, 3]),
+        ("good good bad", 2, [1, 2, 3]),
+        ("good good bad", 1, [2, 3]),
+        ("good bad good", 2, [1, 3]),
+        ("good bad good", 1, [3]),
+    ],
+)
+def test_what_is_not_finite_takes_the_place_of_nothing_that_is(
+    run: Run, saved: str, keep: int, left: list[int]
+) -> None:
+    make = {"good": state_at, "bad": lambda step, _: bad_at(step, run)}
+    states = [make[kind](step, run.mesh) for step, kind in enumerate(saved.split(), 1)]
+    save(run, *states, keep=keep)
+    assert steps(run.directory / "checkpoints") == left
+    newest = max(step for step, kind in enumerate(saved.split(), 1) if kind == "good")
+    restored = restore(run, like(states[0], run.mesh))
+    assert restored is not None
+    assert bits(restored) == bits(state_at(newest, run.mesh))
+
+
+def test_what_is_not_finite_stays_where_it_was_to_stay_for_ever(run: Run) -> None:
+    states = [state_at(1, run.mesh), bad_at(2, run), bad_at(3, run), state_at(4, run.mesh)]
+    save(run, *states, keep=1, keep_every=2)
+    assert steps(run.directory / "checkpoints") == [2, 4]
+
+
+@pytest.mark.parametrize("content", ["", "{}"])
+def test_what_has_no_seal_takes_no_place_and_is_not_deleted(run: Run, content: str) -> None:
+    save(run, state_at(1, run.mesh), state_at(2, run.mesh))
+    (folder(run, 2) / "meta" / "metadata").write_text(content)
+    with saving(run, keep=1) as plugin:
+        plugin.save(run, 3, state_at(3, run.mesh), Data())
+    assert steps(run.directory / "checkpoints") == [2, 3]
+    (folder(run, 3) / "meta" / "metadata").write_text(content)
+    with saving(run, keep=1) as plugin:
+        plugin.save(run, 4, bad_at(4, run), Data())
+    assert steps(run.directory / "checkpoints") == [2, 3, 4]
 
 
 def test_a_resumed_run_goes_on_deleting_what_it_found(run: Run) -> None:

@@ -12,6 +12,8 @@ import re
 import shutil
 from pathlib import Path
 
+from trainer_checkpoint.meta import DamagedError, unseal
+
 STATE = "state"  # the arrays
 META = "meta"  # what they are, and how to check them
 META_FILE = "metadata"  # the name that Orbax gives a JSON item
@@ -41,14 +43,24 @@ def steps(directory: Path) -> list[int]:
 def prune(directory: Path, keep: int, keep_every: int | None) -> None:
     """Delete old checkpoints.
 
+    What is damaged or incomplete counts for nothing, and stays.
+
     Args:
         directory: the folder of checkpoints.
-        keep: so many of the newest complete ones stay.
+        keep: so many of the newest whose parameters are finite stay. One of the others does only
+            while it is the newest of all: it shows what has become of the run.
         keep_every: those whose step is a multiple of it stay as well.
     """
-    complete = [step for step in steps(directory) if _is_complete(directory / str(step))]
-    for step in complete[:-keep]:
-        if keep_every is None or step % keep_every != 0:
+    found = steps(directory)
+    finite = 0
+    for step in reversed(found):
+        is_for_ever = keep_every is not None and step % keep_every == 0
+        if is_for_ever and finite >= keep:
+            continue  # not read: they may be many
+        is_finite = _is_finite(directory, step)
+        if is_finite and finite < keep:
+            finite += 1
+        elif is_finite is not None and not is_for_ever and (is_finite or step != found[-1]):
             _delete(directory / str(step))
 
 
@@ -74,8 +86,15 @@ def set_aside(directory: Path, step: int) -> None:
     (directory / str(step)).rename(target)
 
 
-def _is_complete(path: Path) -> bool:
-    return (path / META).is_dir() and (path / STATE).is_dir()
+def _is_finite(directory: Path, step: int) -> bool | None:
+    """Whether the parameters of a step are finite; None where its own description is damaged."""
+    path = directory / str(step)
+    try:
+        meta = unseal(path / META / META_FILE)
+    except DamagedError:
+        return None
+    is_whole = (path / STATE).is_dir() and meta.get("step") == step
+    return bool(meta.get("finite")) if is_whole else None
 
 
 def _delete(path: Path) -> None:
