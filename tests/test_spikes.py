@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -182,9 +183,12 @@ def test_a_finite_step_after_a_resume_forgives_those_before_it(recipe: Any) -> N
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # of the rate, in numpy
-def test_a_run_that_became_not_finite_goes_on_from_what_was(
-    recipe: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def ruined(recipe: Any, rate: float) -> tuple[Any, Path]:
+    """Train 20 steps and save, then on at a rate after which no step is finite; 30 is saved too.
+
+    Returns the config with which to go on as if nothing had been, and the checkpoints' folder.
+    """
+
     def config(steps: int, rate: float) -> Any:
         return recipe(
             run={"steps": steps},
@@ -195,9 +199,28 @@ def test_a_run_that_became_not_finite_goes_on_from_what_was(
 
     good = fit(config(20, 0.1))
     with pytest.raises(RunError, match="stopped at step 31: 10 steps in a row"):
-        fit(config(40, 1e39), accept_changes=True)  # step 21 makes NaNs, step 30 is saved
-    assert {each.name for each in (good.directory / "checkpoints").iterdir()} == {"20", "30"}
-    result = fit(config(40, 0.1), accept_changes=True)
+        fit(config(40, rate), accept_changes=True)
+    return config(40, 0.1), good.directory / "checkpoints"
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # of the rate, in numpy
+def test_a_run_that_became_not_finite_goes_on_from_what_was(
+    recipe: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, checkpoints = ruined(recipe, 1e39)  # step 21 makes NaNs
+    assert {each.name for each in checkpoints.iterdir()} == {"20", "30"}
+    result = fit(config, accept_changes=True)
     assert (result.resumed_from, result.step) == (20, 40)
     [said] = [each.getMessage() for each in caplog.records if "not used" in each.getMessage()]
     assert said.endswith("30 is not used: its parameters are not finite")
+
+
+def test_what_was_saved_among_skipped_steps_pushes_out_nothing(recipe: Any) -> None:
+    config, checkpoints = ruined(recipe, 1e38)  # finite parameters, of which no loss is
+    assert {each.name for each in checkpoints.iterdir()} == {"20", "30"}
+    with pytest.raises(RunError, match="stopped at step 31"):  # as if it had not been stopped
+        fit(config, accept_changes=True)
+    (checkpoints / "30").rename(checkpoints / "30.away")
+    result = fit(config, accept_changes=True)
+    assert (result.resumed_from, result.step) == (20, 40)
+    assert {each.name for each in checkpoints.iterdir()} == {"30.away", "40"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -81,6 +81,18 @@ class GradientStep:
             f"steps was applied. Lower schedule.learning_rate, set step.clip_norm, or look at the "
             f"data of these steps"
         )
+
+
+def skipped_in_a_row(state: TrainState) -> int:
+    """Return how many steps up to this state were skipped, one after another.
+
+    It waits for the state; 0 where another step made it, which keeps no such count.
+    """
+    import jax
+
+    counters = state.extra.get("gradient")
+    known = counters if isinstance(counters, Mapping) else {}
+    return int(jax.device_get(known.get("skipped_in_a_row", 0)))
 
 
 def build_step(

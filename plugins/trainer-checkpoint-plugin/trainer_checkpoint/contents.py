@@ -10,6 +10,7 @@ from trainer_checkpoint import tree
 from trainer_checkpoint.digest import Check, begin_checks
 from trainer_checkpoint.meta import FORMAT, combined, seal, versions
 from trainer_checkpoint.steps import META_FILE, data_file
+from trainer_core.defaults.step import skipped_in_a_row
 
 if TYPE_CHECKING:
     from trainer_core.run import Run
@@ -27,7 +28,12 @@ def contents(
     """
     leaves = tree.by_path(state)
     arrays = tree.written(leaves)
-    header = {"format": FORMAT, "step": step, "config": dict(run.config)}
+    header = {
+        "format": FORMAT,
+        "step": step,
+        "config": dict(run.config),
+        "skipped_in_a_row": skipped_in_a_row(state),
+    }
     described = tree.described(leaves)
     meta = partial(_meta, header, described, begin_checks(arrays))
     data = partial(seal, {"position": position})

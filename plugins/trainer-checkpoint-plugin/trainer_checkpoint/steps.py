@@ -43,24 +43,25 @@ def steps(directory: Path) -> list[int]:
 def prune(directory: Path, keep: int, keep_every: int | None) -> None:
     """Delete old checkpoints.
 
-    What is damaged or incomplete counts for nothing, and stays.
+    Sound are those whose parameters are finite, and whose last step was not skipped: of others it
+    is not known whether any step after them will ever be finite. What is damaged or incomplete
+    counts for nothing, and stays.
 
     Args:
         directory: the folder of checkpoints.
-        keep: so many of the newest whose parameters are finite stay. One of the others does only
-            while it is the newest of all: it shows what has become of the run.
+        keep: so many of the newest sound ones stay. Another stays only while it is the newest.
         keep_every: those whose step is a multiple of it stay as well.
     """
     found = steps(directory)
-    finite = 0
+    kept = 0
     for step in reversed(found):
         is_for_ever = keep_every is not None and step % keep_every == 0
-        if is_for_ever and finite >= keep:
+        if is_for_ever and kept >= keep:
             continue  # not read: they may be many
-        is_finite = _is_finite(directory, step)
-        if is_finite and finite < keep:
-            finite += 1
-        elif is_finite is not None and not is_for_ever and (is_finite or step != found[-1]):
+        is_sound = _is_sound(directory, step)
+        if is_sound and kept < keep:
+            kept += 1
+        elif is_sound is not None and not is_for_ever and (is_sound or step != found[-1]):
             _delete(directory / str(step))
 
 
@@ -86,15 +87,16 @@ def set_aside(directory: Path, step: int) -> None:
     (directory / str(step)).rename(target)
 
 
-def _is_finite(directory: Path, step: int) -> bool | None:
-    """Whether the parameters of a step are finite; None where its own description is damaged."""
+def _is_sound(directory: Path, step: int) -> bool | None:
+    """See `prune`; None where what says so is damaged or incomplete."""
     path = directory / str(step)
     try:
         meta = unseal(path / META / META_FILE)
     except DamagedError:
         return None
-    is_whole = (path / STATE).is_dir() and meta.get("step") == step
-    return bool(meta.get("finite")) if is_whole else None
+    if not (path / STATE).is_dir() or meta.get("step") != step:
+        return None
+    return bool(meta.get("finite")) and not meta.get("skipped_in_a_row", 0)
 
 
 def _delete(path: Path) -> None:
