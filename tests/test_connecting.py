@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command import PERCEPTRON
 from processes import Ended, ended, started, together
 
+from trainer_core import connecting
+from trainer_core.roll_call import Place
 from trainer_core.wire import Wire
 
-TIMEOUT = 6
-# To one process something happens right before JAX connects it, or right after: its devices do not
-# run yet, and JAX waits once more.
+TIMEOUT = 10
+PATIENCE = 5  # of its seconds, until one that is not heard of is named
+# To one process something happens before JAX connects it, or right after: its devices do not run
+# yet, and JAX waits once more. The disk of the others is slow, as they write their stacks to it.
 AT = """
 import os, signal, time
 import jax
+import trainer_core.stacks
 from trainer_core import hookimpl, plugin
 
-initialize = jax.distributed.initialize
+initialize, write = jax.distributed.initialize, trainer_core.stacks.write_stacks
+
+def write_slowly(directory, process):
+    time.sleep(1)
+    return write(directory, process)
 
 def happen(now, process):
     at, what, to = os.environ["AT"].split()
@@ -39,6 +50,7 @@ def connect(**arguments):
     happen("after", arguments["process_id"])
 
 jax.distributed.initialize = connect
+trainer_core.stacks.write_stacks = write_slowly
 
 @plugin
 class At:
@@ -62,6 +74,14 @@ def others(folder: Path, at: str, what: str, process: int) -> list[Ended]:
         return [every[index] for index in left]
 
 
+def assert_silent(found: Ended, process: int) -> None:
+    assert_said(
+        found,
+        rf"process {process} \(.*\) gave no sign of life for {PATIENCE} seconds .* last seen "
+        r"connecting, at localhost:\d+; end what is left of it, and start all processes again",
+    )
+
+
 def assert_said(found: Ended, text: str) -> None:
     assert found.code == 1, found
     assert re.match(
@@ -76,11 +96,7 @@ def test_a_process_that_is_stopped_is_named_with_the_coordinator(
     at: str, process: int, tmp_path: Path
 ) -> None:
     for each in others(tmp_path, at, "SIGSTOP", process):
-        assert_said(
-            each,
-            rf"process {process} \(.*\) gave no sign of life for 3 seconds .* last seen "
-            r"connecting, at localhost:\d+; end what is left of it, and start all processes again",
-        )
+        assert_silent(each, process)
     assert len(list(tmp_path.glob("run/stacks-*.txt"))) == 2
 
 
@@ -96,15 +112,20 @@ def test_a_process_that_is_killed_is_named_at_once(at: str, process: int, tmp_pa
 
 @pytest.mark.long
 @pytest.mark.parametrize("process", [0, 1])
-def test_an_error_of_one_process_is_told_to_all(process: int, tmp_path: Path) -> None:
-    for each in others(tmp_path, "before", "raise", process):
+# After: process 0 has what connects them, and JAX would abort the others before they have said it.
+@pytest.mark.parametrize("at", ["before", "after"])
+def test_an_error_of_one_process_is_told_to_all(at: str, process: int, tmp_path: Path) -> None:
+    for each in others(tmp_path, at, "raise", process):
         assert_said(each, rf"process {process} failed: RuntimeError: no route")
 
 
 @pytest.mark.long
 def test_where_all_live_and_do_not_connect_each_says_where_it_was(tmp_path: Path) -> None:
     for each in others(tmp_path, "before", "sleep", 1):
-        assert_said(each, r"the processes met at localhost:\d+ .* did not connect them within 3 .*")
+        assert_said(
+            each,
+            rf"the processes met at localhost:\d+ .* did not connect them within {PATIENCE} .*",
+        )
     assert "at.py" in (tmp_path / "run" / "stacks-1.txt").read_text()
 
 
@@ -117,6 +138,61 @@ def test_what_was_said_last_is_heard_though_it_came_with_the_line_before() -> No
     assert mine.lines() == ["here", "failed"]
     assert mine.lines() is None
     mine.close()
+
+
+@pytest.fixture
+def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Wire, int], list[str]]:
+    """Return a function that lets a process listen to one other, and gives why it would end."""
+    monkeypatch.setattr(connecting, "LOOK", 0.5)
+
+    def judge(wire: Wire, process: int) -> list[str]:
+        place = Place(coordinator="node0:1", processes=2, process=process, timeout=TIMEOUT)
+        other = connecting.Peer(1 - process, f"node{1 - process}", wire)
+        found = connecting.Connecting(place, [other], tmp_path)
+        said: list[str] = []
+
+        def end_hard(errors: Sequence[str], *_: Any) -> None:
+            said.extend(errors)
+            found.end()
+            wire.close()
+
+        monkeypatch.setattr(connecting, "end_hard", end_hard)
+        looking = threading.Thread(target=found.look)
+        looking.start()
+        looking.join(60)
+        return said
+
+    return judge
+
+
+def test_a_failure_that_came_with_the_answer_of_the_roll_call_is_heard_at_once(
+    judged: Callable[[Wire, int], list[str]],
+) -> None:
+    mine, theirs = map(Wire, socket.socketpair())
+    for line in ("answer", "here", 'failed ["no route"]'):
+        theirs.say(line)  # it then waits, and says no more
+    assert mine.line(TIMEOUT) == "answer"
+    assert judged(mine, 1) == ["no route"]
+    theirs.close()
+
+
+def test_a_process_that_fell_silent_just_before_it_would_be_late_is_not_taken_for_alive(
+    judged: Callable[[Wire, int], list[str]],
+) -> None:
+    mine, theirs = map(Wire, socket.socketpair())
+
+    def fall_silent() -> None:
+        for _ in range(PATIENCE - 1):
+            time.sleep(0.25)
+            theirs.say("here")
+            time.sleep(0.25)
+
+    saying = threading.Thread(target=fall_silent)
+    saying.start()
+    [said] = judged(mine, 0)
+    assert said.startswith("process 1 (node1) gave no sign of life for ")
+    saying.join()
+    theirs.close()
 
 
 @contextmanager

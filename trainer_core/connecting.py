@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from trainer_core.roll_call import Place
 
 _HERE, _READY, _FAILED = "here", "ready", "failed "  # what is said; then comes what is wrong
+_LEAVING = GRACE + 2 * LOOK  # seconds until all have heard of a failure, and have ended
 
 
 @attrs.define(eq=False)
@@ -59,11 +60,14 @@ def connecting(place: Place, peers: Sequence[Peer], directory: Path) -> Iterator
         directory: of the run, for the stacks of this process when it ends.
     """
     found = Connecting(place, peers, directory)
-    threading.Thread(target=found.look, name="connecting", daemon=True).start()
+    looking = threading.Thread(target=found.look, name="connecting", daemon=True)
+    looking.start()
     try:
         yield found
     except BaseException as error:
         found.end(f"process {place.process} failed: {type(error).__name__}: {error}")
+        # Until the others have heard it, and ended: see `_end_hard`.
+        looking.join(_LEAVING)
         raise
     found.end()
 
@@ -95,10 +99,14 @@ class Connecting:
             for peer in self.peers:
                 selector.register(peer.wire.socket, selectors.EVENT_READ, peer)
             looks = 0
+            # What came with the answer of the roll call is read, and no socket tells of it.
+            problem = [
+                each for peer in self.peers for each in self._taken(peer, peer.wire.unread())
+            ]
             while not self._over.is_set():
                 self._say(_HERE)
                 looks += 1
-                problem = self._heard(selector, LOOK) or self._missed(looks)
+                problem = problem or self._heard(selector, LOOK) or self._missed(looks)
                 if problem and not self._over.is_set():
                     self._end_hard(problem, selector)
             until = time.monotonic() + self.place.timeout
@@ -130,10 +138,16 @@ class Connecting:
                 if lines is None:
                     selector.unregister(peer.wire.socket)
                     problem += [] if peer.is_ready else [self._left(peer)]
-                for line in lines or ():
-                    peer.is_ready = peer.is_ready or line == _READY
-                    if line.startswith(_FAILED):
-                        problem += json.loads(line.removeprefix(_FAILED))
+                problem += self._taken(peer, lines or [])
+        return problem
+
+    @staticmethod
+    def _taken(peer: Peer, lines: Sequence[str]) -> list[str]:
+        problem: list[str] = []
+        for line in lines:
+            peer.is_ready = peer.is_ready or line == _READY
+            if line.startswith(_FAILED):
+                problem += json.loads(line.removeprefix(_FAILED))
         return problem
 
     def _missed(self, looks: int) -> list[str]:
@@ -142,9 +156,10 @@ class Connecting:
         if longest >= self._most:
             # All that fell silent together, whoever's last sign came first.
             return [self._silent(peer) for peer in waited_for if peer.unheard >= self._most / 2]
-        # Process 0 hears of all, and tells the others.
-        is_late = looks >= self._most and not self._connected.is_set()
-        return [self._blocked()] if is_late and longest <= 1 and self.place.process == 0 else []
+        # Process 0 hears of all, and tells the others; of each it has heard since it is late.
+        is_late = all(looks - peer.unheard >= self._most for peer in waited_for)
+        is_judge = self.place.process == 0 and not self._connected.is_set()
+        return [self._blocked()] if waited_for and is_late and is_judge else []
 
     def _end_hard(self, problem: Sequence[str], selector: selectors.BaseSelector) -> None:
         """End this process; process 0 tells the others, and waits until they have ended.
@@ -158,7 +173,7 @@ class Connecting:
             for key in [*selector.get_map().values()]:
                 if key.data.unheard >= self._most / 2:
                     selector.unregister(key.fileobj)
-            until = time.monotonic() + GRACE
+            until = time.monotonic() + _LEAVING
             while selector.get_map() and time.monotonic() < until:
                 self._heard(selector, LOOK / 10)
 

@@ -46,6 +46,10 @@ class Wire:
         """
         if not self._read(_WRITE) and b"\n" not in self._unread:
             return None
+        return self.unread()
+
+    def unread(self) -> list[str]:
+        """Return the lines that have come, and been read, with one before."""
         *lines, self._unread = self._unread.split(b"\n")
         return [line.decode(errors="replace") for line in lines]
 
