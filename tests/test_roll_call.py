@@ -19,6 +19,7 @@ from trainer_core.config import load_config
 from trainer_core.distributed import connect
 from trainer_core.errors import UserError
 from trainer_core.roll_call import Place, roll_call
+from trainer_core.wire import Wire
 
 SAME = {"config": {"run.steps": 3, "optimizer.use": "adamw"}, "version": {"jax": "1.0"}}
 
@@ -89,11 +90,11 @@ def test_the_first_difference_is_named(title: str, values: dict[str, Any], text:
 
 def test_missing_processes_are_named_within_the_timeout() -> None:
     began = time.monotonic()
-    told = met([0, 2], 4)
-    assert time.monotonic() - began < 5
+    told = met([0, 2], 4, timeout=4)  # process 0 answers after three: one is left on a busy machine
+    assert time.monotonic() - began < 8
     text = str(told[0])
     assert "2 of 4 processes did not come to localhost:" in text
-    assert "within 1 seconds ([distributed] timeout): process 1, 3; localhost can only be" in text
+    assert "within 4 seconds ([distributed] timeout): process 1, 3; localhost can only be" in text
     assert text.endswith(
         f"\n  process 0 on {socket.gethostname()}\n  process 2 on {socket.gethostname()}"
     )
@@ -110,12 +111,46 @@ def test_a_coordinator_that_does_not_answer_is_named_within_the_timeout() -> Non
     )
 
 
+def test_process_0_answers_early_enough_for_a_machine_that_is_busy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    say = Wire.say
+
+    def say_late(wire: Wire, line: str) -> None:
+        if "problem" in line:
+            time.sleep(2)
+        say(wire, line)
+
+    monkeypatch.setattr(Wire, "say", say_late)
+    told = met([0, 2], 3, timeout=12)
+    assert "1 of 3 processes did not come to localhost:" in str(told[1])
+
+
+def test_a_process_that_reaches_itself_has_not_reached_process_0(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    port = free_port()
+
+    def reach_itself(address: tuple[str, int], timeout: float) -> socket.socket:
+        # As the system does by itself, once in thousands of attempts.
+        found = socket.socket()
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(("127.0.0.1", port))
+        found.connect(("127.0.0.1", port))
+        return found
+
+    monkeypatch.setattr(socket, "create_connection", reach_itself)
+    place = Place(coordinator=f"localhost:{port}", processes=2, process=1, timeout=1)
+    with pytest.raises(UserError, match=r"could not reach process 0 .*: connection refused"):
+        roll_call(place, SAME)
+
+
 def test_a_process_that_began_earlier_has_its_answer_within_its_own_timeout() -> None:
     port = free_port()
     told: dict[int, tuple[float, str]] = {}
 
     def call(index: int) -> None:
-        place = Place(coordinator=f"localhost:{port}", processes=3, process=index, timeout=2)
+        place = Place(coordinator=f"localhost:{port}", processes=3, process=index, timeout=4)
         began = time.monotonic()
         with pytest.raises(UserError) as error:
             roll_call(place, SAME)
@@ -123,12 +158,12 @@ def test_a_process_that_began_earlier_has_its_answer_within_its_own_timeout() ->
 
     threads = [threading.Thread(target=call, args=[index]) for index in (1, 0)]
     threads[0].start()
-    time.sleep(1)
+    time.sleep(2)
     threads[1].start()
     for thread in threads:
         thread.join()
     seconds, text = told[1]
-    assert seconds < 2.2
+    assert seconds < 5  # not the six after which process 0 itself has waited long enough
     assert "1 of 3 processes did not come" in text
     assert "process 2;" in text
 
@@ -141,7 +176,7 @@ def test_a_coordinator_that_hangs_is_named_within_the_timeout() -> None:
         began = time.monotonic()
         with pytest.raises(UserError, match="does not answer: it is no trainer, hangs, or has"):
             roll_call(place, SAME)
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 3
 
 
 def test_a_stranger_that_never_ends_its_line_keeps_nobody_for_longer_than_the_timeout() -> None:
@@ -159,7 +194,7 @@ def test_a_stranger_that_never_ends_its_line_keeps_nobody_for_longer_than_the_ti
         began = time.monotonic()
         with pytest.raises(UserError, match="does not answer: it is no trainer"):
             roll_call(place, SAME)
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 3
 
 
 def test_a_stranger_that_never_ends_its_line_keeps_process_0_no_longer_either() -> None:
@@ -180,7 +215,7 @@ def test_a_stranger_that_never_ends_its_line_keeps_process_0_no_longer_either() 
     began = time.monotonic()
     with pytest.raises(UserError, match="1 of 2 processes did not come"):
         roll_call(place, SAME)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 3
 
 
 def test_two_processes_with_one_index_are_named() -> None:

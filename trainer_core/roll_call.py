@@ -6,8 +6,10 @@ reached or another process is missing.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import socket
 import time
 from collections.abc import Mapping
@@ -25,7 +27,7 @@ _RETRY = 0.2  # seconds between two attempts to reach process 0
 _READ = 5.0  # seconds that one who has connected may take to say who it is
 _LATE = 5.0  # seconds that process 0 waits, once something is wrong, for those who are late
 _SAY = 10.0  # seconds after which process 0 says again whom it waits for
-_SPARE = 0.25  # of the timeout, half a second at most: for the answer to be on its way
+_SPARE = 0.25  # of the timeout, five seconds at most: until the answer is there, on a busy machine
 Card = dict[str, Any]
 
 
@@ -126,13 +128,11 @@ def _call(place: Place, own: Card, deadline: float) -> list[Peer]:
 
 
 def _answer(place: Place, own: Card, deadline: float) -> Peer:
-    spare = min(0.5, _SPARE * place.timeout)
+    spare = min(5.0, _SPARE * place.timeout)
     while True:
         left = max(0.01, deadline - time.monotonic())
         try:
-            wire = Wire(
-                socket.create_connection((place.host, place.port), timeout=min(_READ, left))
-            )
+            wire = Wire(_connected(place, min(_READ, left)))
             left = max(0.01, deadline - time.monotonic())
             wire.say(json.dumps({**own, "seconds": left - spare}))
             reply = _received(wire, left)
@@ -149,6 +149,15 @@ def _answer(place: Place, own: Card, deadline: float) -> Peer:
         if time.monotonic() + _RETRY > deadline:
             raise UserError(_unreachable(place, reason), "distributed.coordinator")
         time.sleep(_RETRY)
+
+
+def _connected(place: Place, seconds: float) -> socket.socket:
+    found = socket.create_connection((place.host, place.port), timeout=seconds)
+    # Where nobody listens on a port of this machine, its own end may be given that very port.
+    if found.getsockname() == found.getpeername():
+        found.close()
+        raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+    return found
 
 
 def _server(place: Place) -> socket.socket:
