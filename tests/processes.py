@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import socket
 import subprocess
 import time
@@ -26,9 +28,14 @@ class Ended:
 
 
 def free_port() -> int:
-    with socket.create_server(("", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+    """Return a port that is free, also when a process that still imports comes to take it.
+
+    Of those that a system gives to any connection, another one might have it by then.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10000, 16000)
+        with contextlib.suppress(OSError), socket.create_server(("", port)):
+            return port
 
 
 def together(
