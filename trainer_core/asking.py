@@ -69,9 +69,9 @@ def _look(asking: weakref.ref[Asking]) -> None:
         call = found.call
         if call is None or call is not before:
             before, looks, due = call, 0, FIRST
-            continue
-        looks += 1
-        if looks >= due:
-            found.say(call, looks * LOOK)
-            due = 2 * looks
-        del found
+        else:
+            looks += 1
+            if looks >= due:
+                found.say(call, looks * LOOK)
+                due = 2 * looks
+        del found  # this thread keeps no run alive
