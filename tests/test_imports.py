@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Callable  # noqa: F401  named by annotations that are tried here
 from pathlib import Path
 from typing import Any
 
 import flax.linen
+import flax.nnx
 import optax
 import optax.contrib
 import pytest
@@ -16,7 +19,10 @@ from trainer_core import UserError, fit
 from trainer_core.imports import check_makes, load_object
 
 CALLABLES = ["os:system", "builtins:eval", "rich:os.system", "numpy:load", "numpy:memmap"]
-CALLABLES += ["numpy.testing:runstring", "functools:partial", "stolen:call"]
+CALLABLES += ["numpy.testing:runstring", "functools:partial", "stolen:call", "ast:Module"]
+# The annotations of these have the word in them: `-> ModuleType`, or a Module that is pytest's.
+CALLABLES += ["_pytest.pathlib:import_path", "_pytest.python:pytest_pycollect_makemodule"]
+CALLABLES += ["runpy:run_path", "importlib:import_module", "importlib.util:module_from_spec"]
 
 
 @pytest.mark.parametrize("path", CALLABLES)
@@ -26,10 +32,9 @@ def test_what_does_not_say_what_it_makes_is_not_called(
     folder = user_file("stolen.py", "import functools, os\ncall = functools.partial(os.system)\n")
     monkeypatch.syspath_prepend(folder.parent)
     found = load_object(path, "[optimizer] transform")
-    with pytest.raises(UserError, match="does not say that it makes a GradientTransformation"):
-        check_makes(found, "GradientTransformation", path, "[optimizer] transform")
-    with pytest.raises(UserError, match="does not say that it makes a Module"):
-        check_makes(found, "Module", path, "[model] module")
+    for kind in (optax.GradientTransformation, flax.linen.Module, flax.nnx.Module):
+        with pytest.raises(UserError, match=f"does not say that it makes a {kind.__name__}"):
+            check_makes(found, kind, path, "[model] module")
 
 
 @pytest.mark.parametrize(
@@ -49,11 +54,57 @@ def test_a_recipe_of_a_stranger_calls_no_function_but_an_optimizer(
     assert not (tmp_path / "mark").exists()
 
 
+def test_a_recipe_of_a_stranger_calls_no_function_but_a_module(
+    recipe: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It would import any file."""
+    monkeypatch.chdir(tmp_path)
+    evil = tmp_path / "elsewhere" / "evil.py"
+    evil.parent.mkdir()
+    evil.write_text("open('ran', 'w').close()\n")
+    places = {"path": str(evil), "root": str(tmp_path)}
+    arguments = {**places, "consider_namespace_packages": False}
+    for use in ("nnx-module", "linen-module"):
+        model = {"use": use, "module": "_pytest.pathlib:import_path", "arguments": arguments}
+        with pytest.raises(UserError, match="is no code of your own"):
+            fit({**recipe(), "model": model})
+        assert not (tmp_path / "ran").exists()
+
+
 def test_what_says_that_it_makes_one_may_be_called() -> None:
+    transformation = optax.GradientTransformation
     for make in (optax.adamw, functools.partial(optax.adamw, b1=0.8)):
-        check_makes(make, "GradientTransformation", "x", "x")
-    check_makes(optax.contrib.dog, "GradientTransformation", "x", "x", packages=["optax"])
-    check_makes(flax.linen.Dense, "Module", "x", "x")
+        check_makes(make, transformation, "x", "x")
+    check_makes(optax.contrib.dog, transformation, "x", "x", packages=["optax"])
+    check_makes(flax.linen.Dense, flax.linen.Module, "x", "x")
+    check_makes(flax.nnx.Linear, flax.nnx.Module, "x", "x")
+
+
+@pytest.mark.parametrize(
+    ("said", "makes"),
+    [
+        ("optax.GradientTransformation", True),
+        ("optax.GradientTransformationExtraArgs", True),
+        ("optax.GradientTransformation | optax.GradientTransformationExtraArgs", True),
+        ("optax.GradientTransformation | str", False),
+        ("list[optax.GradientTransformation]", False),
+        ("Callable[[], optax.GradientTransformation]", False),
+        ("NotImported", False),
+    ],
+)
+def test_a_function_says_by_the_class_that_it_returns(
+    said: str, makes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a package: here numpy, into which it is put."""
+
+    def make(other: NotThereEither) -> Any: ...  # type: ignore[name-defined]  # noqa: F821
+
+    make.__annotations__["return"] = said
+    monkeypatch.setattr(make, "__module__", "numpy")
+    decorated = functools.wraps(make)(lambda other: None)
+    for each in (make, decorated, functools.partial(make, other=1)):
+        with contextlib.nullcontext() if makes else pytest.raises(UserError, match="does not say"):
+            check_makes(each, optax.GradientTransformation, "x", "x")
 
 
 EVIL = "open('ran', 'w').close()\nfrom models import Perceptron\n"

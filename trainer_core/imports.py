@@ -8,10 +8,11 @@ import inspect
 import re
 import sys
 import sysconfig
+import types
 from collections.abc import Collection, Iterable
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from trainer_core.errors import UserError
 
@@ -95,16 +96,17 @@ def is_own(file: Path) -> bool:
 
 
 def check_makes(
-    target: Any, kind: str, path: str, what: str, packages: Collection[str] = ()
+    target: Any, kind: type[Any], path: str, what: str, packages: Collection[str] = ()
 ) -> None:
     """Refuse to call what a stranger's recipe may name, unless it is known to make what is wanted.
 
-    Code of the user's own is called as it is. A function of a package must say that it returns this
-    kind, a class must be one: `numpy:load` would unpickle a file.
+    Code of the user's own is called as it is. A class of a package must be of this kind, and a
+    function must say that it returns one: `numpy:load` would unpickle a file. It is the class that
+    counts, and no name: `-> ModuleType` stands at functions that import any file.
 
     Args:
         target: what `path` names.
-        kind: the name of a class, such as "GradientTransformation".
+        kind: the class, such as `optax.GradientTransformation`.
         path: what the config says.
         what: the key that says it.
         packages: of which anything may be called.
@@ -116,16 +118,28 @@ def check_makes(
     module = getattr(made_of, "__module__", None) or "builtins"
     if is_own(_file_of(module)) or module.partition(".")[0] in packages:
         return
-    if inspect.isclass(made_of):
-        said = " ".join(each.__name__ for each in made_of.__mro__)
-    else:
-        said = str(getattr(made_of, "__annotations__", {}).get("return", ""))
-    if kind not in said:
+    made = made_of if inspect.isclass(made_of) else _returned(made_of)
+    # A union that has anything else in it says no more than that it may be one.
+    parts = get_args(made) if get_origin(made) in (Union, types.UnionType) else (made,)
+    if not all(kind in getattr(each, "__mro__", ()) for each in parts):
         raise UserError(
             f'{what} = "{path}" is no code of your own, and does not say that it makes a '
-            f"{kind}, so that it is not called; if it does, call it in a function beside the "
-            f"recipe, and name that"
+            f"{kind.__name__}, so that it is not called; if it does, call it in a function beside "
+            f"the recipe, and name that"
         )
+
+
+def _returned(function: Any) -> Any:
+    """What the annotations of a function say that it returns; None where they cannot be read."""
+    written = inspect.unwrap(function)
+    said = getattr(written, "__annotations__", {}).get("return")
+    scope = getattr(written, "__globals__", {})
+    try:
+        # Alone, as those of its arguments may name what only a type checker imports.
+        alone = types.SimpleNamespace(__annotations__={"return": said})
+        return get_type_hints(alone, globalns=scope)["return"]
+    except Exception:
+        return None
 
 
 def _file_of(module: str) -> Path:

@@ -21,7 +21,9 @@ KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 Keys = TypeVar("Keys", bound=Hashable)
 
 
-def load_target(path: str, arguments: Mapping[str, Any], given: Collection[str]) -> Any:
+def load_target(
+    path: str, arguments: Mapping[str, Any], given: Collection[str], kind: type[Any]
+) -> Any:
     """Return the class or function at an import path, after a look at its arguments.
 
     Args:
@@ -29,16 +31,18 @@ def load_target(path: str, arguments: Mapping[str, Any], given: Collection[str])
         arguments: the keyword arguments that the table gives.
         given: parameters that are no business of the user's: the plugin or the framework gives
             them.
+        kind: the framework's class of modules.
 
     Raises:
-        UserError: there is no such class, or it does not take these arguments.
+        UserError: there is no such class, it does not take these arguments, or it is of a package
+            and not known to make a module.
     """
     target = load_object(path, "[model] module")
     if not callable(target):
         raise UserError(
             f'[model] module = "{path}": {target!r} is not a class or a function', *MODEL
         )
-    check_makes(target, "Module", path, "[model] module")
+    check_makes(target, kind, path, "[model] module")
     parameters = signature_of(target)
     if parameters is not None:
         _check_arguments(path, parameters, arguments, given)

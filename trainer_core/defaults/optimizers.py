@@ -101,7 +101,8 @@ class Optax:
 
         what = "[optimizer] transform"
         make = load_object(self.transform, what)
-        check_makes(make, "GradientTransformation", self.transform, what, packages=["optax"])
+        kind = optax.GradientTransformation
+        check_makes(make, kind, self.transform, what, packages=["optax"])
         try:
             offered = {"learning_rate": learning_rate, "infos": model.params}
             takes = inspect.signature(make).parameters.keys() & offered
@@ -113,7 +114,7 @@ class Optax:
                 "optimizer.transform",
                 "optimizer.arguments",
             ) from error
-        if not isinstance(made, optax.GradientTransformation):
+        if not isinstance(made, kind):
             raise UserError(
                 f'[optimizer] transform = "{self.transform}" returned a {type(made).__name__}; '
                 f"expected an optax.GradientTransformation",

@@ -44,10 +44,12 @@ class Module:
 
     @hookimpl
     def build_state(self, run: Run, batch: dict[str, jax.ShapeDtypeStruct]) -> Model:
+        from flax import linen as nn
+
         from trainer_core.user_module import load_target
         from trainer_linen.module import as_model
 
-        target = load_target(self.module, self.arguments, given=("parent", "name"))
+        target = load_target(self.module, self.arguments, given=("parent", "name"), kind=nn.Module)
         return as_model(
             target(**self.arguments),
             batch,

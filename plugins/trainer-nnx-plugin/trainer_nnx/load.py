@@ -21,7 +21,7 @@ def constructor(path: str, arguments: Mapping[str, Any]) -> Callable[[nnx.Rngs],
     Raises:
         UserError: there is no such class, or it does not take these arguments.
     """
-    target = load_target(path, arguments, given=("rngs",))
+    target = load_target(path, arguments, given=("rngs",), kind=nnx.Module)
     takes_rngs = _takes_rngs(target)
 
     def make(rngs: nnx.Rngs) -> Any:
