@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import re
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +20,7 @@ import pytest
 from models import Recorder
 from programs import assert_bitwise_equal, build, host
 
-from trainer_core import RunError, UserError, hookimpl, hookspecs, plugin
+from trainer_core import RunError, UserError, hookimpl, hookspecs, plugin, setting
 from trainer_core.config import load_config
 from trainer_core.defaults.evaluate import build_held_out_loss
 from trainer_core.loop import Result, fit, train
@@ -430,6 +434,54 @@ def test_a_run_that_failed_goes_on_from_its_last_checkpoint(recipe: Any, unbroke
     assert result.resumed_from == 3
     assert_bitwise_equal(result.state, unbroken.state)
     assert lines(result.directory) == lines(unbroken.directory)
+
+
+@plugin
+class WaitsForTheDisk:
+    """Asks for no batch from some step on before the checkpoint under way is written, or is not."""
+
+    step: int = setting()
+
+    @hookimpl(wrapper=True)
+    def build_data(self) -> Any:
+        source = yield
+        batch = source.batch
+
+        def late(step: int) -> Any:
+            if step >= self.step:
+                for thread in threading.enumerate():
+                    if thread.name == "checkpoint":
+                        thread.join()
+            return batch(step)
+
+        source.batch = late
+        return source
+
+
+def test_a_failed_write_ends_a_run_at_the_next_step_though_it_reports_nothing(
+    recipe: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    config = recipe(
+        run={"steps": 50, "log_every": 50}, checkpoint={"use": "orbax", "every": 10, "keep": 9}
+    )
+    slow = {"slow": {"use": "test_loop:WaitsForTheDisk", "step": 25}}
+    fit({**config, "run": {**config["run"], "steps": 15}})
+    monkeypatch.setattr("trainer_checkpoint.contents.seal", full)
+    checked, recorder = watched(config, **slow)
+    with pytest.raises(RunError) as caught:
+        train(checked, accept_changes=True)
+    assert caught.value.exit_code == 1
+    assert re.fullmatch(
+        r"the checkpoint of step 20 cannot be written to .*/20: no space left on the disk; the "
+        r"older ones are intact: steps 10, 15",
+        str(caught.value),
+    )
+    # The write had failed when the batch of step 25 was asked for, at the latest.
+    assert max(each["step"] for each in recorder.given("batch")) <= 25
+    assert not [each for each in caplog.records if each.name == "absl"]
 
 
 def test_a_finished_run_answers_without_training(recipe: Any) -> None:

@@ -46,6 +46,24 @@ class Event:
     def close(self, run):
         open(f"closed-{run.process}", "w").close()
 """
+# The second checkpoint cannot be written by one process.
+FULL = """
+import errno
+import trainer_checkpoint.contents
+from trainer_core import hookimpl, plugin, setting
+
+@plugin
+class Full:
+    process: int = setting()
+
+    @hookimpl
+    def save(self, run, step):
+        if run.process == self.process and step > 3:
+            trainer_checkpoint.contents.seal = self.seal
+
+    def seal(self, value):
+        raise OSError(errno.ENOSPC, "No space left on device")
+"""
 # Held-out data that one process cannot read.
 BROKEN = """
 from models import Examples
@@ -288,6 +306,23 @@ def test_a_failure_of_one_process_ends_all_of_them(folder: Path) -> None:
     assert processes[1].err.startswith("error: RuntimeError: no fuel\n")
     assert (folder / "closed-0").exists()
     assert (folder / "closed-1").exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_write_that_fails_in_one_process_ends_all_of_them(process: int, folder: Path) -> None:
+    (folder / "full.py").write_text(FULL)
+    settings = ["checkpoint.every=1000", "run.log_every=100000"]
+    full = f"plugins.full={{use='full:Full', process={process}}}"
+    (folder / "run").mkdir()
+    (folder / "run" / "checkpoint_now").touch()  # an early one, that is written
+    processes = together(2, *ENDLESS, *settings, full, folder=folder)
+    assert [each.code for each in processes] == [1, 1], processes
+    said = "the checkpoint of step 1000 cannot be written to "
+    own, other = processes[process].err, processes[1 - process].err
+    assert own.startswith(f"error: {said}")
+    assert "no space left on the disk; the older ones are intact: steps 1\n" in own
+    assert other.startswith(f"error: process {process} failed: {said}")
 
 
 @pytest.mark.long

@@ -63,7 +63,7 @@ class Orbax:
     @hookimpl
     def report(self) -> None:
         if self._writer is not None:
-            self._writer.check()  # a save that failed is not found out at the next one only
+            self._writer.check()  # sooner than the save, where that comes after an evaluation
 
     @hookimpl
     def close(self, run: Run, error: BaseException | None) -> None:
@@ -86,6 +86,7 @@ class Orbax:
             keep_every=self.keep_every,
             is_main=run.is_main,
             resumed=self._newest,
+            failed=run.stop,  # after the step under way: the save then raises the error instead
         )
 
 

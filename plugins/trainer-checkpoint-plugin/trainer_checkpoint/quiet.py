@@ -11,19 +11,22 @@ from contextlib import contextmanager
 from typing import Any
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep Orbax from logging, and from complaining of its own coroutines after an error."""
-    absl, before = logging.getLogger("absl"), sys.unraisablehook
-    absl.addFilter(_is_not_of_orbax)
-    sys.unraisablehook = ours = _without_abandoned(before)
-    try:
-        yield
+class quiet:
+    """Keeps Orbax from logging, and from complaining of its own coroutines after an error."""
+
+    def __enter__(self) -> None:
+        self._before = sys.unraisablehook
+        sys.unraisablehook = self._ours = _without_abandoned(self._before)
+        logging.getLogger("absl").addFilter(self)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        logging.getLogger("absl").removeFilter(self)
         # Not after an error: what was abandoned complains when it ends or is collected.
-        if sys.unraisablehook is ours:
-            sys.unraisablehook = before
-    finally:
-        absl.removeFilter(_is_not_of_orbax)
+        if kind is None and sys.unraisablehook is self._ours:
+            sys.unraisablehook = self._before
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname
 
 
 @contextmanager
@@ -42,10 +45,6 @@ def quiet_reading() -> Iterator[None]:
                 raise
     finally:
         asyncio.setLevel(level)
-
-
-def _is_not_of_orbax(record: logging.LogRecord) -> bool:
-    return "orbax" not in record.pathname
 
 
 def _without_abandoned(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -35,6 +35,8 @@ class Writer:
         is_main: whether this process renames and deletes; all of them write.
         resumed: the step from which the run goes on; what lies beyond it was not to be trusted,
             and is set aside. None: it started from nothing.
+        failed: called with what went wrong, in another thread, as soon as a write has failed; its
+            error is raised by the next call of any other method.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Writer:
         keep_every: int | None,
         is_main: bool,
         resumed: int | None,
+        failed: Callable[[str], None],
     ) -> None:
         self._directory = directory.absolute()  # Orbax accepts no other
         self._keep, self._keep_every, self._is_main = keep, keep_every, is_main
@@ -57,8 +60,11 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._step = -1
         self._error: Exception | None = None
+        self._tell = failed
         if is_main:
             self._prepare(resumed)
+        self._quiet = ExitStack()
+        self._quiet.enter_context(quiet())
 
     def save(
         self,
@@ -82,7 +88,7 @@ class Writer:
         self._step = step
         begun = threading.Event()
         try:
-            with quiet(), ExitStack() as end:
+            with ExitStack() as end:
                 end.callback(begun.set)  # after an error too: threads wait for it
                 self._checkpointer.save(
                     self._directory / str(step),
@@ -120,8 +126,8 @@ class Writer:
         try:
             self.wait()
         finally:
-            with quiet():
-                self._checkpointer.close()
+            self._checkpointer.close()
+            self._quiet.close()
 
     def _prepare(self, resumed: int | None) -> None:
         try:
@@ -135,10 +141,10 @@ class Writer:
 
     def _finish(self) -> None:
         try:
-            with quiet():
-                self._checkpointer.wait_until_finished()
+            self._checkpointer.wait_until_finished()
         except Exception as error:
             self._error = error
+            self._tell(f"the checkpoint of step {self._step} cannot be written")
             return
         try:
             if self._is_main:
@@ -147,6 +153,7 @@ class Writer:
             logger.warning("old checkpoints cannot be deleted: %s", error)
 
     def _failed(self, error: Exception) -> RunError:
+        self._quiet.pop_all()  # for good: what is still being written is about to fail, too
         if self._is_main:
             folders.discard_unfinished(self._directory, self._step)
         older = ", ".join(map(str, folders.steps(self._directory)))
