@@ -116,6 +116,24 @@ def test_with_all_damaged_the_run_fails_and_nothing_is_deleted(
     assert files(run.directory) == before
 
 
+@pytest.mark.parametrize("damage", ["nothing but arrays", "an empty folder"])
+@pytest.mark.parametrize("beside", ["config.toml", "versions.json"])
+def test_half_copied_ones_of_a_run_of_ours_are_incomplete(
+    run: Run, older: TrainState, warned: Any, damage: str, beside: str
+) -> None:
+    (run.directory / beside).touch()
+    for step in (1, 2):
+        if damage == "an empty folder":
+            empty(folder(run, step))
+        else:
+            shutil.rmtree(folder(run, step) / "meta")
+    with pytest.raises(RunError, match=r"steps 1, 2; none is complete.*nothing was del") as error:
+        restore(run, like(older, run.mesh))
+    assert error.value.exit_code == 1
+    assert "other code" not in str(error.value)
+    assert [each.endswith("meta/metadata is missing") for each in warned()] == [True, True]
+
+
 def test_the_warning_names_the_array_that_is_damaged(
     run: Run, older: TrainState, warned: Any
 ) -> None:

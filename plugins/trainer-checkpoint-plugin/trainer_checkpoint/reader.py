@@ -59,11 +59,12 @@ def read_newest(run: Run, directory: Path, like: TrainState) -> Checkpoint | Non
     """
     directory = directory.absolute()  # Orbax accepts no other
     found = run.agree(steps(directory))
-    if found and not any((directory / str(step) / META).exists() for step in found):
+    numbers = f"steps {', '.join(map(str, found))}"
+    have_meta = any((directory / str(step) / META).exists() for step in found)
+    if found and not have_meta and not _is_of_ours(directory.parent):
         raise UserError(
-            f"other code wrote what is in {directory} (steps {', '.join(map(str, found))}); "
-            f"`trainer convert {directory} RECIPE.toml {run.settings.another}` makes a run of the "
-            f"newest"
+            f"other code wrote what is in {directory} ({numbers}); `trainer convert {directory} "
+            f"RECIPE.toml {run.settings.another}` makes a run of the newest"
         )
     for step in reversed(found):
         try:
@@ -71,12 +72,17 @@ def read_newest(run: Run, directory: Path, like: TrainState) -> Checkpoint | Non
         except DamagedError as error:
             logger.warning("checkpoint %s is not used: %s", directory / str(step), error)
     if found:
+        which = numbers if have_meta else f"{numbers}; none is complete: copy them again"
         raise RunError(
-            f"no checkpoint in {directory} can be trusted (steps "
-            f"{', '.join(map(str, found))}); nothing was deleted. To train from the start, "
-            f"start another run with {run.settings.another}, or move that folder away"
+            f"no checkpoint in {directory} can be trusted ({which}); nothing was deleted. To "
+            f"train from the start, start another run with {run.settings.another}, or move that "
+            f"folder away"
         )
     return None
+
+
+def _is_of_ours(directory: Path) -> bool:
+    return any((directory / name).exists() for name in ("config.toml", "versions.json"))
 
 
 def read_meta(path: Path, step: int | None) -> dict[str, Any]:
