@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import py_compile
 from collections.abc import Callable  # noqa: F401  named by annotations that are tried here
 from pathlib import Path
 from typing import Any
@@ -156,3 +157,77 @@ def test_what_comes_with_a_recipe_is_said_before_any_of_it_runs(tmp_path: Path) 
     assert ended.stdout == "imports  theirs.model:Model from theirs/model.py\nran\n"
     quiet = trainer("train", "their.toml", "distributed.process=1", folder=tmp_path)
     assert quiet.stdout == "ran\n"  # process 0 says it
+
+
+RUNS = "open('ran', 'w').close()\n"
+ANYTHING = "open('ran', 'w').close()\ndef __getattr__(name): raise AttributeError(name)\n"
+
+
+def stranger(folder: Path, text: str, files: dict[str, str]) -> Path:
+    """A folder that somebody else made, with a recipe."""
+    for name, source in {**files, "recipe.toml": text}.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
+    return folder / "recipe.toml"
+
+
+@pytest.mark.parametrize("path", ["jax.py", "optax.py", "jax_plugins/evil/__init__.py"])
+def test_what_lies_beside_a_recipe_does_not_run_unless_it_is_named(
+    path: str, tmp_path: Path
+) -> None:
+    """In the place of a package, or as what JAX looks for by itself."""
+    here, theirs = tmp_path / "here", tmp_path / "theirs"
+    here.mkdir()
+    text = '[run]\nsteps = 1\n[model]\nuse = "models:Perceptron"\n[data]\nuse = "models:Examples"\n'
+    text = f'{text}[plugins]\nprogress = false\n[checkpoint]\nuse = "none"\n'
+    stranger(theirs, text, {path: RUNS})
+    stranger(here, text, {path: RUNS})
+    for folder, recipe in ((here, theirs / "recipe.toml"), (theirs, Path("recipe.toml"))):
+        ended = trainer("train", str(recipe), folder=folder)
+        assert ended.returncode == 0, ended.stderr
+        assert not list(tmp_path.rglob("ran"))
+
+
+def test_a_package_whose_metadata_lie_beside_a_recipe_registers_nothing(tmp_path: Path) -> None:
+    points = "[trainer.models]\nnice = evil:Model\n"
+    folder = {"evil-1.dist-info/entry_points.txt": points, "evil.py": RUNS}
+    recipe = stranger(tmp_path, '[model]\nuse = "nice"\n', folder)
+    ended = trainer("train", recipe.name, folder=tmp_path)
+    assert "no installed package offers 'nice'" in ended.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("use", "file"),
+    [
+        ("evil:Model", "evil.py"),
+        ("e-vil:Model", "e-vil.py"),
+        ("theirs.nothing:Model", "theirs/__init__.py"),
+        ("compiled:Model", "compiled.pyc"),
+    ],
+)
+def test_whatever_of_a_recipe_runs_is_said_before(use: str, file: str, tmp_path: Path) -> None:
+    # In a folder called like that of installed packages, and by a recipe that says it is another's.
+    folder = tmp_path / "site-packages"
+    text = f'[model]\nuse = "{use}"\n[distributed]\nprocess = 1\n'
+    stranger(folder, text, {file: ANYTHING})
+    if file.endswith(".pyc"):
+        source = folder / file
+        py_compile.compile(str(source), cfile=str(folder / "made"), doraise=True)
+        (folder / "made").rename(source)
+    for at in (folder, tmp_path):
+        recipe = (folder / "recipe.toml").relative_to(at)
+        for command in ("train", "plan", "explain config"):
+            ended = trainer(*command.split(), str(recipe), folder=at)
+            assert ended.returncode == 2
+            assert f"{use} from {(folder / file).relative_to(at)}" in ended.stdout + ended.stderr
+            (at / "ran").unlink()
+
+
+def test_what_is_no_import_path_imports_nothing(tmp_path: Path) -> None:
+    for use in ("evil:a-b", "evil:Model ", "evil: Model", "evil :Model"):
+        stranger(tmp_path, f'[model]\nuse = "{use}"\n', {"evil.py": RUNS})
+        ended = trainer("train", "recipe.toml", folder=tmp_path)
+        assert "expected an import path" in ended.stderr
+        assert not (tmp_path / "ran").exists()

@@ -81,6 +81,7 @@ def load_config(
     recipe: Path | str | Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
     importing: Callable[[Mapping[str, Path]], None] = lambda found: None,
+    folders: Sequence[Path] = (),
 ) -> Config:
     """Read, merge and check a config; import the plugins that it names, and nothing else.
 
@@ -89,26 +90,45 @@ def load_config(
         overrides: `KEY=VALUE`, as on the command line.
         importing: is given, before any of it is imported, the code that comes with the recipe:
             import path to file; on process 0 alone.
+        folders: where import paths are looked for after those of the recipe and the current one.
 
     Raises:
         UserError: whatever is wrong, with the key, its place and what to do.
     """
     if isinstance(recipe, str):
         recipe = Path(recipe)
-    search = [Path.cwd()]
-    if isinstance(recipe, Path):
-        search.insert(0, recipe.parent)
-    from trainer_core.imports import search_in
-
-    search_in(*search)
     layers = recipes.layers(recipe, overrides)
     if isinstance(recipe, Path):
         named = {"run": {"name": recipe.stem}}
         layers.insert(0, recipes.Layer(f"the name of {recipe}", named))
     resolver = _Resolver(layers)
-    if (found := resolver.own_files()) and resolver.is_main:
+    theirs = [recipe.parent] if isinstance(recipe, Path) else []
+    search = tuple(each.resolve() for each in (*theirs, Path.cwd(), *folders))
+    _let_import(resolver, search, importing)
+    return attrs.evolve(resolver.resolve(), folders=search)
+
+
+def _let_import(
+    resolver: _Resolver, search: Sequence[Path], importing: Callable[[Mapping[str, Path]], None]
+) -> None:
+    """Put the folders on the path in which the config names code, once that is said.
+
+    No others: a `jax.py` or a `jax_plugins` that lies there would run though nothing names it.
+    """
+    from trainer_core.imports import search_in
+
+    found = resolver.own_files(search)
+    if found and resolver.is_main:
         importing(found)
-    return attrs.evolve(resolver.resolve(), folders=tuple(search))
+
+    def hold(folders: Sequence[Path]) -> bool:
+        return any(file.is_relative_to(each) for file in found.values() for each in folders)
+
+    here = Path.cwd().resolve()
+    if hold([each for each in search if each != here]):
+        search_in(*search)
+    elif hold([here]):
+        search_in(here)
 
 
 class _Resolver:
@@ -124,12 +144,15 @@ class _Resolver:
 
     @property
     def is_main(self) -> bool:
-        return bool(self._get("distributed.process", 0) == 0)
+        index = self._index("distributed.process")
+        # Of the command line: a recipe, which all processes have, could hide so what it imports.
+        in_file = index >= 0 and bool(self.layers[index].lines)
+        return in_file or bool(self._get("distributed.process", 0) == 0)
 
-    def own_files(self) -> dict[str, Path]:
+    def own_files(self, folders: Sequence[Path]) -> dict[str, Path]:
         from trainer_core.imports import own_files
 
-        return own_files(value for _, value in recipes.flatten(self.merged))
+        return own_files((value for _, value in recipes.flatten(self.merged)), folders)
 
     def resolve(self) -> Config:
         self._check_tables()

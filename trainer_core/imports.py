@@ -9,12 +9,14 @@ import re
 import sys
 import sysconfig
 import types
-from collections.abc import Collection, Iterable
-from importlib.machinery import PathFinder
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from importlib.machinery import PathFinder, all_suffixes
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from trainer_core.errors import UserError
+
+_PATH = re.compile(r"[\w.-]+:[\w.]+")  # what is imported, and said before to be imported
 
 
 def load_object(path: str, what: str) -> Any:
@@ -28,8 +30,8 @@ def load_object(path: str, what: str) -> Any:
         UserError: the path has no colon, the module cannot be imported (the cause is chained),
             or it has no such object.
     """
-    module_name, colon, attribute = path.partition(":")
-    if not (module_name and colon and attribute):
+    module_name, _, attribute = path.partition(":")
+    if not _PATH.fullmatch(path):
         raise UserError(f'{what} = "{path}": expected an import path, "package.module:Object"')
     try:
         target = importlib.import_module(module_name)
@@ -55,16 +57,19 @@ def load_object(path: str, what: str) -> Any:
     return target
 
 
-def own_files(values: Iterable[Any]) -> dict[str, Path]:
+def own_files(values: Iterable[Any], folders: Sequence[Path] = ()) -> dict[str, Path]:
     """Return the files, outside of installed packages, to which import paths lead; imports nothing.
 
     Args:
         values: of a config; what is no import path, or leads nowhere, counts for nothing.
+        folders: in which modules are looked for, before all that Python knows.
     """
-    found = {}
+    found: dict[str, Path] = {}
     for value in values:
-        if isinstance(value, str) and re.fullmatch(r"[\w.]+:[\w.]+", value):
-            file = _found_file(value.partition(":")[0])
+        if isinstance(value, list):
+            found |= own_files(value, folders)
+        elif isinstance(value, str) and _PATH.fullmatch(value):
+            file = _found_file(value.partition(":")[0], folders)
             if is_own(file):
                 found[value] = file
     return found
@@ -76,23 +81,38 @@ def from_here(file: Path) -> Path:
     return file.relative_to(here) if file.is_relative_to(here) else file
 
 
-def _found_file(module: str) -> Path:
-    """The file that importing a module would run; an empty path where there is none."""
-    spec, places = None, None
+def _found_file(module: str, folders: Sequence[Path]) -> Path:
+    """The last file that importing a module would run; an empty path where there is none."""
+    file, places = Path(), [*map(str, folders), *sys.path]
     parts = module.split(".")
     for count in range(1, len(parts) + 1):
         spec = PathFinder.find_spec(".".join(parts[:count]), places)
         if spec is None:
-            return Path()
-        places = spec.submodule_search_locations
-    return Path(spec.origin or "") if spec is not None and spec.has_location else Path()
+            break  # what is around it runs nevertheless
+        if spec.has_location:
+            file = Path(spec.origin or "")
+        if spec.submodule_search_locations is None:
+            break
+        places = list(spec.submodule_search_locations)
+    return file
 
 
 def is_own(file: Path) -> bool:
     """Whether code is a person's own: of no installed package, and not Python's."""
-    installed = "site-packages" in file.parts or file.is_relative_to(Path(__file__).parent)
-    standard = file.is_relative_to(sysconfig.get_paths()["stdlib"])
-    return file.suffix == ".py" and not installed and not standard
+    is_code = file.suffix in all_suffixes()  # a .pyc or .so is imported like a .py
+    return is_code and not any(file.is_relative_to(each) for each in _installed_in())
+
+
+def _installed_in() -> Iterator[Path]:
+    yield Path(__file__).parent
+    for name in ("stdlib", "platstdlib", "purelib", "platlib"):
+        yield Path(sysconfig.get_path(name))
+    # Of that name and known to Python: a stranger's folder may be called so too.
+    yield from (
+        folder
+        for folder in map(Path, sys.path)
+        if folder.name in ("site-packages", "dist-packages")
+    )
 
 
 def check_makes(
@@ -148,7 +168,11 @@ def _file_of(module: str) -> Path:
 
 
 def search_in(*folders: Path) -> None:
-    """Let import paths name modules in these folders, before the installed packages."""
+    """Let import paths name modules in these folders, before the installed packages.
+
+    All that is imported from now on may be found there, and so may what packages look for by
+    themselves, as JAX does for `jax_plugins`: only where code of these folders is to run anyway.
+    """
     for folder in reversed(folders):
         text = str(folder.resolve())
         if text not in sys.path:

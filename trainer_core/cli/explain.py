@@ -71,13 +71,14 @@ def run(arguments: Namespace, context: Context) -> int:
             f"there is nothing about {arguments.topic!r} to explain"
             f"{did_you_mean(arguments.topic, TOPICS)}; there is: {', '.join(TOPICS)}"
         )
+    from trainer_core.cli.reading import say_imports
     from trainer_core.cli.settings import split
     from trainer_core.config import load_config
 
     topic = TOPICS[arguments.topic]
     if arguments.plot and not topic.plots:
         raise UserError(f"--plot: {arguments.topic} has no drawing; only sharding has")
-    config = load_config(*split(arguments.settings))
+    config = load_config(*split(arguments.settings), say_imports)
     module = importlib.import_module(f"trainer_core.cli.{topic.module}")
     drawing = {"plot": Path(arguments.plot)} if arguments.plot else {}
     module.explain(config, arguments.json, **drawing)

@@ -52,10 +52,11 @@ def run(arguments: Namespace, context: Context) -> int:
     """Print the plan, and return 1 where it does not fit."""
     del context
     topology = parse_topology(arguments.topology) if arguments.topology else None
+    from trainer_core.cli.reading import say_imports
     from trainer_core.config import load_config
 
     recipe, overrides = split(arguments.settings)
-    config = load_config(recipe, overrides)
+    config = load_config(recipe, overrides, say_imports)
     if topology is not None:
         prepare(topology)
     with waiting("compiling") as told, config.placing():

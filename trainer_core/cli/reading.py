@@ -126,13 +126,12 @@ def recipe_of(directory: Path) -> Path:
 def _config(directory: Path, overrides: Sequence[str]) -> Config:
     from trainer_core.config import load_config
     from trainer_core.directory import recorded
-    from trainer_core.imports import search_in
 
     recipe = recipe_of(directory)
     # A model of the user's own lies where the run was started from; a run that came from somebody
     # else shall not lead to any other place.
     started = map(Path, recorded(directory, "import folders") or ())
-    search_in(*(each for each in started if _is_near(each, directory)))
+    near = [each for each in started if _is_near(each, directory)]
     return load_config(
         recipe,
         [
@@ -141,12 +140,13 @@ def _config(directory: Path, overrides: Sequence[str]) -> Config:
             "plugins.progress=false",
             *overrides,
         ],
-        _say_imports,
+        say_imports,
+        near,
     )
 
 
-def _say_imports(found: Mapping[str, Path]) -> None:
-    """Before any of it runs: the run may be a stranger's."""
+def say_imports(found: Mapping[str, Path]) -> None:
+    """Say on stderr what a config imports, before any of it runs: it may be a stranger's."""
     for path, file in found.items():
         say_note(f"imports {path} from {from_here(file)}")
 
