@@ -108,6 +108,96 @@ def test_a_config_that_cannot_be_read_is_never_overwritten(done: Path) -> None:
     assert (done / "config.toml").read_text() == "[run\n"
 
 
+def spoil(path: Path) -> bytes:
+    """Flip a bit in the middle, so that it is no UTF-8 any more."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] |= 0x80
+    path.write_bytes(content)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("name", ["config.toml", "versions.json", "optimizer.json"])
+def test_a_flipped_bit_in_a_record_is_told_with_its_file(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = tmp_path / "run"
+    config = recipe(run={"directory": str(directory), "steps": 1}, checkpoint={"use": "orbax"})
+    fit(config)
+    spoiled = spoil(directory / name)
+    longer = {**config, "run": {**config["run"], "steps": 2}}
+    if name == "optimizer.json":
+        fit(longer)
+        [said] = [each.getMessage() for each in caplog.records]
+    else:
+        with pytest.raises(UserError) as caught:
+            fit(longer)
+        said = str(caught.value)
+        assert (directory / name).read_bytes() == spoiled
+    assert f"{directory / name} cannot be read: 'utf-8' codec can't decode" in said
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "[" * 100_000, '{"devices": 7}', '{"devices": [7]}', '{"devices": {}}']
+)
+def test_a_record_of_versions_that_says_nothing_is_refused(done: Path, content: str) -> None:
+    (done / "versions.json").write_text(content)
+    with pytest.raises(UserError, match=r"run/versions\.json cannot be read: .*or delete it"):
+        fit(recipe(run={"directory": str(done), "steps": 2}))
+    (done / "versions.json").unlink()
+    fit(recipe(run={"directory": str(done), "steps": 2}))
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"gain": []}', '{"gain": 1}', "[" * 100_000])
+def test_a_record_of_rules_that_says_nothing_is_told(
+    tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = recipe(run={"directory": str(tmp_path / "run")}, checkpoint={"use": "orbax"})
+    fit(config)
+    (tmp_path / "run" / "optimizer.json").write_text(content)
+    fit({**config, "run": {**config["run"], "steps": 5}})
+    [said] = [each.getMessage() for each in caplog.records]
+    assert "run/optimizer.json cannot be read: " in said
+
+
+def test_damaged_lines_among_metrics_are_named_and_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = tmp_path / "run"
+    path, aside = directory / "metrics.jsonl", directory / "metrics.jsonl.damaged"
+    checkpoint = {"use": "orbax", "every": 6}
+    config = recipe(run={"directory": str(directory), "steps": 6}, checkpoint=checkpoint)
+    fit(config)
+    one, two, three, four, five, six = path.read_bytes().splitlines(keepends=True)
+    spoiled = b"\xff" + two[1:]
+    nameless = three.replace(b'"step"', b'"stop"')
+    cut, elsewhere = four[:19] + b"\n", five.replace(b'"step": 5', b'"step": 9')
+    path.write_bytes(one + spoiled + nameless + cut + elsewhere + six + b'{"step": 7, "lo')
+    fit({**config, "run": {**config["run"], "steps": 8}})
+    steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    assert steps == [1, 6, 7, 8]
+    [said] = [each.getMessage() for each in caplog.records]
+    assert said.startswith(f"damaged in {path}: lines 2, 3, 4, 5, now in metrics.jsonl.damaged")
+    kept = ["\\xff" + two.decode()[1:], nameless.decode(), cut.decode(), elsewhere.decode()]
+    assert aside.read_text() == "".join(kept)
+    path.write_bytes(b"{}\n" + path.read_bytes())  # once more: what is there stays
+    fit({**config, "run": {**config["run"], "steps": 9}})
+    assert aside.read_text() == "".join([*kept, "{}\n"])
+
+
+def test_what_lies_past_the_step_is_cut_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = tmp_path / "run"
+    config = recipe(run={"directory": str(directory), "steps": 3}, checkpoint={"use": "orbax"})
+    fit(config)
+    with (directory / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "loss": 1.0}\n{"step": 5, "lo\n{"step": 6}\n{"st')
+    fit({**config, "run": {**config["run"], "steps": 5}})
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5]
+    assert caplog.records == []
+
+
 def test_versions_name_every_plugin_of_the_run() -> None:
     config = load_config(recipe())
     assert set(versions(config)["plugins"]) == set(config.chosen)

@@ -18,7 +18,7 @@ import tomli_w
 
 from trainer_core.config import Config
 from trainer_core.errors import UserError
-from trainer_core.files import replace
+from trainer_core.files import parsed, replace
 from trainer_core.hook_checks import only_watches
 from trainer_core.recipe import flatten
 from trainer_core.settings import setting_fields, shown
@@ -168,11 +168,29 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str
 
 
 def recorded(directory: Path, name: str) -> Any:
-    """Return what a run directory's versions.json has under a name; None where it has nothing."""
+    """Return what a run directory's versions.json has under a name; None where it has nothing.
+
+    Args:
+        directory: of the run.
+        name: what is looked for: a text, or a list of them.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    path = directory / "versions.json"
     try:
-        return json.loads((directory / "versions.json").read_text()).get(name)
-    except (OSError, json.JSONDecodeError, AttributeError):
+        value = parsed(path.read_bytes()).get(name)
+        texts = value if isinstance(value, list) else [value]
+        if value is not None and not all(isinstance(each, str) for each in texts):
+            raise ValueError(f"{name!r} is {value!r}")
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read: {error}; put it back, or delete it: the next run writes it "
+            f"anew, and does not know which plugins changed training before"
+        ) from error
+    return value
 
 
 def _unwritable(config: Config, reason: str) -> UserError:
@@ -188,8 +206,8 @@ def _changes(config: Config) -> list[str]:
     if not path.exists():
         return []
     try:
-        old = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        old = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # no UTF-8, or no TOML
         raise UserError(
             f"{path} cannot be read: {error}; restore it, or start a new run with "
             f"{config.run.another}"

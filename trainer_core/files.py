@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
-from typing import TextIO
+from textwrap import shorten
+from typing import Any, TextIO
 
 
 def opened_anew(path: Path) -> TextIO:
@@ -27,3 +29,18 @@ def replace(path: Path, text: str) -> None:
     with opened_anew(beside) as file:
         file.write(text)
     os.replace(beside, path)
+
+
+def parsed(text: bytes) -> dict[str, Any]:
+    """Return an object of JSON.
+
+    Raises:
+        ValueError: it is none, or no UTF-8.
+    """
+    try:
+        found = json.loads(text.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"it is no object: {shorten(repr(found), 60)}")
+    return found

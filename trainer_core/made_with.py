@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 from pathlib import Path
 from typing import Any
 
+from trainer_core.files import parsed
 from trainer_core.installed import everything, normal
 
 
@@ -21,10 +21,10 @@ def made_with(directory: Path, table: str, use: str) -> str:
         use: the name that nobody installed offers.
     """
     try:
-        config: Any = tomllib.loads((directory / "config.toml").read_text())
+        config: Any = tomllib.loads((directory / "config.toml").read_text(encoding="utf-8"))
         for part in table.split("."):
             config = config[part]
-        origin = json.loads((directory / "versions.json").read_text())["plugins"][table]
+        origin = parsed((directory / "versions.json").read_bytes())["plugins"][table]
         is_same = config["use"] == use
     except (OSError, ValueError, KeyError, TypeError):
         return ""

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import jax
 
 from trainer_core.directory import OPTIMIZER
 from trainer_core.errors import UserError, listed
+from trainer_core.files import parsed
 from trainer_core.suggest import did_you_mean
 from trainer_core.types import ParamInfo
+
+if TYPE_CHECKING:
+    from trainer_core.run import Run
+
+logger = logging.getLogger("trainer_core")
 
 
 @attrs.frozen
@@ -73,21 +78,35 @@ def as_json(table: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def check_recorded(table: Sequence[Row], directory: Path) -> None:
+def check_recorded(table: Sequence[Row], run: Run) -> None:
     """Refuse to go on with checkpoints in which other rules kept another state.
 
     Raises:
         UserError: with the paths whose rule has changed; nothing was restored.
     """
+    directory = run.directory
     if not any((directory / "checkpoints").glob("[0-9]*")):
         return
     try:
-        before = dict(json.loads((directory / OPTIMIZER).read_text()))
-    except (OSError, ValueError, TypeError):
+        rules = {
+            path: told.get("rule")
+            for path, told in parsed((directory / OPTIMIZER).read_bytes()).items()
+        }
+    except FileNotFoundError:
         return  # the checkpoints are still compared array by array
+    except (OSError, ValueError, AttributeError) as error:
+        if run.is_main:
+            logger.warning(
+                "%s cannot be read: %s; whether [optimizer] updates each parameter by the rule by "
+                "which it did is not checked, only that the checkpoints have the same arrays. Put "
+                "the file back for that; this run writes it anew",
+                directory / OPTIMIZER,
+                error,
+            )
+        return
     changes = []
     for row in table:
-        old, new = before.get(row.info.path, {}).get("rule"), row.told.get("rule")
+        old, new = rules.get(row.info.path), row.told.get("rule")
         if old is not None and new is not None and old != new:
             changes.append(f"{row.info.path} was {old}, is {new}")
     if changes:

@@ -90,7 +90,7 @@ class Program:
         Raises:
             UserError: with the paths whose rule has changed.
         """
-        check_recorded(self.optimizer_table, self.run.directory)
+        check_recorded(self.optimizer_table, self.run)
 
     def batch(self, step: int) -> Batch:
         """Return this process's rows of the batch after a step."""

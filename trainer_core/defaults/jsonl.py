@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import attrs
 
 from trainer_core.errors import UserError
-from trainer_core.files import replace
+from trainer_core.files import parsed, replace
 from trainer_core.plugin import hookimpl, plugin
 
 if TYPE_CHECKING:
     from trainer_core.program import Program
     from trainer_core.run import Run
     from trainer_core.types import Metrics
+
+DAMAGED = "metrics.jsonl.damaged"  # lines of the run directory's metrics.jsonl that cannot be read
+logger = logging.getLogger("trainer_core")
 
 
 @plugin
@@ -30,9 +34,9 @@ class JsonLines:
         if not run.is_main:
             return
         path = run.directory / "metrics.jsonl"
-        kept = _lines_up_to(path.read_text().splitlines(), step) if path.exists() else []
+        kept = _lines_up_to(path, step) if path.exists() else []
         replace(path, "".join(f"{line}\n" for line in kept))
-        self.file = path.open("a")
+        self.file = path.open("a", encoding="utf-8")
 
     @hookimpl
     def report(self, step: int, metrics: Metrics) -> None:
@@ -70,24 +74,20 @@ def read_metrics(path: Path) -> dict[int, dict[str, float]]:
         UserError: another line is not what `json_line` makes, or says otherwise of a number of the
             same step; or the file cannot be read.
     """
+    found: dict[int, dict[str, float]] = {}
     try:
-        text = path.read_text(encoding="utf-8")
+        lines = list(_lines(path))
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    found: dict[int, dict[str, float]] = {}
-    lines = text.splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            entry = json.loads(line)
-            step, numbers = int(entry["step"]), _numbers(entry)
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines) and not text.endswith("\n"):
-                continue  # torn
+    for number, line, entry in lines:
+        if entry is None:
             raise UserError(
-                f"{path}:{number} is no line of metrics, an object with a step: {line[:60]!r}"
-            ) from error
+                f"{path}:{number} is no line of metrics, an object with a step: {line[:60]!r}; "
+                f"mend it, or leave it out"
+            )
+        step, numbers = entry
         known = found.setdefault(step, {})
         for name, value in numbers.items():
             if repr(known.setdefault(name, value)) != repr(value):
@@ -105,14 +105,56 @@ def _numbers(entry: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in read.items() if isinstance(value, (int, float))}
 
 
-def _lines_up_to(lines: list[str], step: int) -> list[str]:
-    """The last line of a killed run may be torn; it lies past the step, or is made again."""
-    kept = []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
+def _lines(path: Path) -> Iterator[tuple[int, str, tuple[int, dict[str, float]] | None]]:
+    """Yield the number of each line, its text, and its step and numbers: None where it is damaged.
+
+    A last line that is torn is left out.
+    """
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
             continue
-        if entry["step"] <= step:
+        entry = None
+        try:
+            read = parsed(line)
+            entry = int(read["step"]), _numbers(read)
+        except (ValueError, KeyError, TypeError, OverflowError):
+            if number == len(lines):
+                return
+        yield number, line.decode("utf-8", "backslashreplace").strip(), entry
+
+
+def _lines_up_to(path: Path, step: int) -> list[str]:
+    """Return what stays of a file; what is damaged among it is set aside, with a warning.
+
+    The last line of a killed run may be torn; it lies past the step, or is made again.
+    """
+    kept: list[str] = []
+    damaged: dict[int, str] = {}
+    past: dict[int, str] = {}
+    for number, line, entry in _lines(path):
+        if entry is not None and entry[0] <= step:
             kept.append(line)
+            damaged |= past  # what stands before it does not lie past the step
+            past = {}
+        elif entry is None and not past:
+            damaged[number] = line
+        else:
+            past[number] = line
+    if damaged:
+        _set_aside(path, damaged)
     return kept
+
+
+def _set_aside(path: Path, damaged: Mapping[int, str]) -> None:
+    aside = path.with_name(DAMAGED)
+    before = aside.read_text(encoding="utf-8", errors="replace") if aside.is_file() else ""
+    replace(aside, before + "".join(f"{line}\n" for line in damaged.values()))
+    logger.warning(
+        "damaged in %s: line%s %s, now in %s; mend and put back what is worth it while the run is "
+        "not under way",
+        path,
+        "s" * (len(damaged) > 1),
+        ", ".join(map(str, damaged)),
+        aside.name,
+    )

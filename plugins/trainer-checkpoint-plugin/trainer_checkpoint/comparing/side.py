@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from trainer_checkpoint.steps import steps
 from trainer_core.cli.reading import recipe_of
 from trainer_core.defaults.jsonl import read_metrics
 from trainer_core.errors import UserError
+from trainer_core.files import parsed
 from trainer_core.recipe import flatten
 from trainer_core.settings import shown
 
@@ -107,7 +107,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, str]:
 
 def _versions(directory: Path) -> dict[str, str]:
     try:
-        found = json.loads((directory / "versions.json").read_text())
+        found = parsed((directory / "versions.json").read_bytes())
         return {f"versions.{name}": str(each) for name, each in found["stack"].items()}
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return {}  # it says nothing of the run that config.toml does not
