@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 
 import attrs
+import numpy as np
 import pytest
 
 from trainer_core import UserError
@@ -14,7 +16,7 @@ from trainer_core.plan.devices import devices_of, prepare
 from trainer_core.plan.flops import Products
 from trainer_core.plan.gpus import target_config
 from trainer_core.plan.memory import Memory
-from trainer_core.plan.roofline import Roofline, roofline_of
+from trainer_core.plan.roofline import Roofline, roofline_of, sent_beyond
 from trainer_core.plan.topology import parse_topology
 
 
@@ -114,6 +116,66 @@ def test_a_group_of_gpus_that_leaves_its_host_is_bound_by_the_network() -> None:
     assert (near.interconnect, near.network) == (pytest.approx(1000 / 450e9), 0)
     far = bound_of(chip, Exchange("all-reduce", (0, 8), 1000))
     assert (far.interconnect, far.network) == (0, pytest.approx(1000 / 50e9))
+
+
+@pytest.mark.parametrize(
+    ("kind", "group", "sent", "beyond"),
+    [
+        # Of 1600 bytes, 100 on each of 16 devices; eight cards a host send at the same time.
+        ("all-reduce", range(16), 2 * 1600 * 15 / 16, 2 * 1600 / 2 / 8),
+        ("all-gather", range(16), 1600 * 15 / 16, 1600 / 2 / 8),
+        ("collective-broadcast", range(16), 1600 * 15 / 16, 1600 / 2 / 8),
+        ("all-to-all", range(16), 1600 * 15 / 16, 1600 / 2),
+        ("reduce-scatter", range(16), 1600 * 15, 1600 * 16 / 2 / 8),
+        ("all-reduce", (0, 8), 1600, 1600),
+        ("all-gather", (0, 8, 16, 24), 1200, 1200),
+        ("all-to-all", (0, 8), 800, 800),
+        ("all-reduce", (0, 1, 8, 9, 16, 17, 24, 25), 2 * 1600 * 7 / 8, 2 * 1600 * 3 / 4 / 2),
+        # Four on one host, eight on the other: twelve cards for what two hosts send.
+        ("all-reduce", (4, *range(5, 16)), 2 * 1600 * 11 / 12, 2 * 1600 / 12),
+        ("all-to-all", (0, 1, 8), 1600 * 2 / 3, 1600 * 4 / 9),
+        ("all-gather", range(8), 1400, 0),
+    ],
+)
+def test_a_card_sends_no_more_than_its_share_of_what_leaves_its_host(
+    kind: str, group: Sequence[int], sent: float, beyond: float
+) -> None:
+    chip = CHIPS["h100"]
+    exchange = Exchange(kind, tuple(group), 1600)
+    bound = bound_of(chip, exchange)
+    assert exchange.sent == pytest.approx(sent)
+    assert bound.network == pytest.approx(beyond / 50e9)
+    assert bound.interconnect == pytest.approx((sent - beyond) / 450e9)
+    assert bound.seconds <= sent / 50e9 * (1 + 1e-9)  # as if each sent by its own card alone
+
+
+def test_what_is_passed_on_leaves_by_all_cards_of_a_host() -> None:
+    ring = tuple((device, (device + 1) % 16) for device in range(16))  # one leaves each host
+    across = tuple((device, (device + 8) % 16) for device in range(16))
+    for links, beyond in ((ring, 1600 / 8), (across, 1600), (ring[:7], 0)):
+        bound = bound_of(CHIPS["h100"], Exchange("collective-permute", (0, 1), 1600, links=links))
+        assert bound.network == pytest.approx(beyond / 50e9)
+        assert bound.interconnect == pytest.approx((1600 - beyond) / 450e9)
+
+
+@pytest.mark.parametrize("kind", ["all-reduce", "all-gather", "reduce-scatter", "all-to-all"])
+def test_no_way_to_share_devices_out_sends_more_than_all_that_is_sent(kind: str) -> None:
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        group = tuple(map(int, random.choice(64, random.integers(2, 64), replace=False)))
+        exchange = Exchange(kind, group, 1600)
+        assert 0 <= sent_beyond(CHIPS["h100"], 64, exchange) <= exchange.sent * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("group", "beyond"),
+    [((1, 2, 3), 4 / 3), ((100000, 200000), 1), ((100000, 100001, 200000, 200001), 1 / 2)],
+)
+def test_slices_are_counted_by_the_number_of_their_devices(
+    group: tuple[int, ...], beyond: float
+) -> None:
+    exchange = Exchange("all-reduce", group, 10**6, between_slices=True)
+    assert sent_beyond(CHIPS["v5e"], 512, exchange) == pytest.approx(beyond * 10**6)
 
 
 def test_what_goes_between_slices_is_bound_by_the_network_where_its_speed_is_known() -> None:

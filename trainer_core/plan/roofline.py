@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+
 import attrs
 
 from trainer_core.plan.chips import Chip
@@ -18,8 +21,10 @@ class Roofline:
         compute: the products of the step.
         memory: every argument read and the state written once, all else at the peak and what
             other devices sent written and read once.
-        interconnect: what a device sends within its slice, or its host of GPUs.
-        network: what it sends beyond; None where it sends some, and nobody knows how fast.
+        interconnect: what a device sends within its slice, or its host of GPUs: all that need not
+            leave it.
+        network: what a device's share of the network has to send beyond; None where it sends some,
+            and nobody knows how fast.
         mfu: the share of the peak that the model's own products are, in the longest of these.
     """
 
@@ -62,7 +67,7 @@ def roofline_of(
     compute = ((step.total - wide) / chip.flops + wide / chip.flops_float32) / devices
     own = memory.total - memory.arguments
     moved = memory.arguments + memory.state + 2 * own + 2 * cost.bytes
-    far = sum(each.sent for each in cost.exchanges if _is_far(chip, each))
+    far = sum(sent_beyond(chip, devices, each) for each in cost.exchanges)
     near = sum(each.sent for each in cost.exchanges) - far
     bound = Roofline(
         compute=compute,
@@ -75,9 +80,50 @@ def roofline_of(
     return attrs.evolve(bound, mfu=model_flops / peak) if peak else bound
 
 
-def _is_far(chip: Chip, exchange: Exchange) -> bool:
-    """Whether it leaves the slice, or the host of GPUs."""
-    if chip.shape:
-        return exchange.between_slices
-    together = exchange.links or (exchange.group,)
-    return any(len({device // chip.pod for device in each}) > 1 for each in together)
+def sent_beyond(chip: Chip, devices: int, exchange: Exchange) -> float:
+    """Return the bytes that each network card has to send at least, all executions together.
+
+    Each device has one, and may send by those of its host: all groups exchange at the same time,
+    so that together they use them all alike. A group has n devices, on h hosts (or slices). What
+    goes between hosts is least where a host's members add up, or pass on, among themselves what
+    they can: it counts as one. For an array of S bytes, hosts together then send
+        2 (h - 1) S  in an all-reduce: until one has the sum, each of the others has sent; and then
+                     each of them must be told;
+        (h - 1) S    in a reduce-scatter, of which the first half is left, and in an all-gather or a
+                     broadcast, of which the second half is,
+    by n cards: with g members on each host, 2 (h - 1) / h * S / g and (h - 1) / h * S / g of each.
+    In an all-to-all each device sends its own parts, all but those for members on its host. In a
+    collective-permute the host that sends most to others counts.
+
+    Source: Chan et al., "Collective communication: theory, practice, and experience", 2007, tables
+    1 and 2, with hosts for its nodes. Switches that add up themselves (SHARP) send less.
+
+    Args:
+        chip: what a device is.
+        devices: how many run the program.
+        exchange: equal collectives.
+    """
+    place = _place_of(chip, exchange)
+    if exchange.links:
+        leaving = Counter(place(one) for one, other in exchange.links if place(one) != place(other))
+        return exchange.sent * max(leaving.values(), default=0) / min(devices, chip.pod)
+    members = Counter(map(place, exchange.group))
+    cards, others = len(exchange.group), len(members) - 1
+    to_all = 1 - sum(count**2 for count in members.values()) / cards**2
+    parts = {
+        "all-reduce": 2 * others / cards,
+        "reduce-scatter": float(others),  # of its result, an n-th of the array
+        "all-to-all": to_all,
+        "ragged-all-to-all": to_all,
+        "collective-permute": min(others, 1.0),
+    }
+    return exchange.count * exchange.bytes * parts.get(exchange.kind, others / cards)
+
+
+def _place_of(chip: Chip, exchange: Exchange) -> Callable[[int], int]:
+    """Return what gives a device's slice, or its host of GPUs."""
+    if not chip.shape:
+        return lambda device: device // chip.pod
+    if exchange.between_slices:  # slices themselves, or their devices: 100002 is one of the first
+        return lambda member: member // 100_000 or member
+    return lambda device: 0
