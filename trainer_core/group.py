@@ -13,12 +13,13 @@ from typing import Any
 
 import attrs
 
-from trainer_core.errors import RunError, TrainerError
+from trainer_core.errors import RunError, TrainerError, UserError
 from trainer_core.plugin import hookimpl
 from trainer_core.signs import Board, Failure, Sign
 from trainer_core.watch import GRACE, LOOK, Watch
 
 MEETING = 2.0  # seconds that one who has failed waits for the others to hear of it
+MISTAKE = 5.0  # the same where it is the user's: the others find it too, and process 0 says it
 SURE = 3.0  # seconds more, until one who gives no sign of life is said to: it may be very busy
 
 
@@ -94,13 +95,14 @@ class Group:
         self._watch.fail()
         text = str(error) if isinstance(error, TrainerError) else f"{type(error).__name__}: {error}"
         before, met = self._signs(), True
+        seconds = MISTAKE if isinstance(error, UserError) else MEETING
         try:
             self._board.fail(Failure(self.process, text))
-            self._meet({"failed": text}, MEETING)
+            self._meet({"failed": text}, seconds)
         except Exception:
             met = False
         others = self._failures()
-        absent = [] if met else self._absent(before, {each.process for each in others})
+        absent = [] if met else self._absent(before, {each.process for each in others}, seconds)
         error.is_told = Failure(0, text) in others  # type: ignore[attr-defined]
         # First who fell silent: that others fail beside it may well be the consequence.
         notes = absent + [str(each) for each in others if each.text != text]
@@ -162,7 +164,9 @@ class Group:
             )
         return f"the processes cannot reach each other any more: {error}"
 
-    def _absent(self, before: Mapping[int, Sign], failed: Collection[int]) -> list[str]:
+    def _absent(
+        self, before: Mapping[int, Sign], failed: Collection[int], seconds: float
+    ) -> list[str]:
         """What is known of those who did not come to hear of a failure, and told none."""
 
         def is_silent(index: int, sign: Sign) -> bool:
@@ -178,8 +182,8 @@ class Group:
             if index in failed:
                 continue
             if is_silent(index, sign):
-                seconds = MEETING + SURE
-                what = f"gave no sign of life for {seconds:g} seconds: it hangs, or was killed"
+                silent = seconds + SURE
+                what = f"gave no sign of life for {silent:g} seconds: it hangs, or was killed"
             else:
                 what = f"is told, and ends within {LOOK + GRACE:g} seconds"
             notes.append(f"process {index} ({sign.host}), {sign.where}, {what}")
