@@ -11,7 +11,8 @@ import pytest
 from command import PERCEPTRON
 from processes import Ended, ended, started, together
 
-TIMEOUT = 6
+TIMEOUT = 10
+PATIENCE = 5  # of its seconds, until one that is not heard of is named
 # In one process only, at one place, something never ends.
 HANG = """
 import os, signal, time
@@ -26,7 +27,10 @@ class Hang:
     def hang(self, run, at):
         if (run.process, at) == (self.process, self.at):
             if self.how == "stop":
-                time.sleep(2.2)  # its next sign of life says where it is, to who looks next
+                watch = run.group._watch
+                last = watch._sign.number + 3  # the next says where it is, to who looks meanwhile
+                while watch._sign.number < last:
+                    time.sleep(0.05)
                 open("hangs", "w").close()
                 os.kill(os.getpid(), signal.SIGSTOP)
             if self.how == "sleep":
@@ -129,7 +133,8 @@ def test_a_process_that_waits_for_ever_is_named_and_both_write_their_stacks(tmp_
     assert [each.code for each in processes] == [1, 1]
     for each in processes:
         assert re.match(
-            r"error: process 1 \(.*\) stands still, and the others wait for it, for 3 seconds .*: "
+            rf"error: process 1 \(.*\) stands still, and the others wait for it, for {PATIENCE} "
+            r"seconds .*: "
             r"it is training, after step 3; where, stands in run/stacks-1.txt\n"
             r"error: where this process was: run/stacks-\d.txt\n$",
             each.err,
