@@ -15,25 +15,32 @@ from command import DECODER, PERCEPTRON, Interrupting, read_until, running, trai
 from trainer_core.cli import run
 from trainer_core.signals import Interrupted, SignalHandlers, interruptible
 
-# A plugin that says where a run is, and stays there for a while.
+# A plugin that says where a run is, and stays there until two seconds after it is asked to stop.
 PAUSE = """
 import os, sys, time
-import importlib.abc
+import importlib.abc, importlib.machinery
 from trainer_core import hookimpl, plugin, setting
 
 AT = os.environ["PAUSE_AT"]
 
-def pause(place, seconds=2.0):
+def pause(place, stopping=False):
     if place == AT:
         print("at", place, flush=True)
-        end = time.monotonic() + seconds
+        end = time.monotonic() + 60
         while time.monotonic() < end:
             time.sleep(0.02)
+            if stopping:
+                end = min(end, time.monotonic() + 2)
+                stopping = False
 
 class SlowImport(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name == "jax":
-            pause("importing")
+        if name != "jax":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        load = spec.loader.exec_module
+        spec.loader.exec_module = lambda module: (pause("importing"), load(module))
+        return spec
 
 sys.meta_path.insert(0, SlowImport())
 pause("reading the config")
@@ -44,18 +51,18 @@ class Pause:
     def accumulate(self):
         grad_fn = yield
         def slow(*arguments):  # traced in the thread that compiles
-            pause("compiling", 60)
+            pause("compiling")
             return grad_fn(*arguments)
         return slow
 
     @hookimpl
-    def report(self, step):
+    def report(self, run, step):
         if step == 3:
-            pause("training", 60 if "FOREVER" in os.environ else 2)
+            pause("training", "FOREVER" not in os.environ and run.stopping)
 
     @hookimpl
-    def close(self):
-        pause("closing")
+    def close(self, run):
+        pause("closing", run.stopping)
 """
 # Evaluates and saves at every fourth step, and would never end.
 PAUSED = ["plugins.pause.use=pause:Pause", "run.directory=run"]
@@ -217,7 +224,7 @@ def test_second_ctrl_c_exits_at_once_and_loses_no_checkpoint(folder: Path) -> No
         sent = time.monotonic()
         process.send_signal(signal.SIGINT)
         assert process.wait() == 130
-        assert time.monotonic() - sent < 2
+        assert time.monotonic() - sent < 10
     assert 1 in checkpoints(folder / "run")
 
 

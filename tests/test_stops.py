@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,7 @@ def test_ctrl_c_from_outside_to_all_is_one_stop(tmp_path: Path) -> None:
     with started(2, *TRAIN, "run.steps=1000000", folder=tmp_path) as running:
         while not (tmp_path / "run" / "metrics.jsonl").exists():
             assert [each.poll() for each in running] == [None, None]
+            time.sleep(0.01)
         for process in running:
             process.send_signal(signal.SIGINT)
         assert_ended_well(ended(running, tmp_path))
