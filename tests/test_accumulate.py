@@ -275,6 +275,24 @@ def test_reduced_once_a_mean_counts_once_too() -> None:
 
 
 @pytest.mark.eight_devices
+@pytest.mark.parametrize("reduce", ["each", "once"])
+def test_no_device_and_no_microbatch_draws_the_mask_of_another(reduce: str) -> None:
+    def terms(params: Any, buffers: Any, batch: Any, key: Any, train: bool) -> Any:
+        drawn = jax.random.uniform(key, batch["row"].shape)
+        kept = jnp.sum(params["p"][batch["row"]] * drawn)
+        return {"a": Term(kept, jnp.ones(()))}, buffers
+
+    # The gradient of a parameter is what was drawn for its row: of 8 devices and 4 microbatches,
+    # two rows of each.
+    batch, params = {"row": np.arange(64, dtype=np.int32)}, {"p": jnp.zeros(64)}
+    drawn = accumulated(terms, params, batch, 4, reduce=reduce).grads["p"]
+    assert len(set(drawn.tolist())) == 64
+    assert drawn.min() > 0
+    again = accumulated(terms, params, batch, 4, reduce=reduce).grads["p"]
+    assert np.array_equal(drawn, again)
+
+
+@pytest.mark.eight_devices
 def test_the_split_moves_no_rows_between_devices() -> None:
     parts = build(recipe(data={"batch_size": 32}, accumulate={"microbatches": 4}))
     program = parts.program
