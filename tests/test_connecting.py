@@ -22,7 +22,8 @@ from trainer_core.wire import Wire
 TIMEOUT = 10
 PATIENCE = 5  # of its seconds, until one that is not heard of is named
 # To one process something happens before JAX connects it, or right after: its devices do not run
-# yet, and JAX waits once more. The disk of the others is slow, as they write their stacks to it.
+# yet, and JAX waits once more. Or JAX finds nobody where it connects it. The disk of the others is
+# slow, as they write their stacks to it.
 AT = """
 import os, signal, time
 import jax
@@ -42,10 +43,13 @@ def happen(now, process):
             raise RuntimeError("no route")
         if what == "sleep":
             time.sleep(1000)
+        if what == "lose":
+            return True
         os.kill(os.getpid(), getattr(signal, what))
 
 def connect(**arguments):
-    happen("before", arguments["process_id"])
+    if happen("before", arguments["process_id"]):
+        arguments["coordinator_address"] = "localhost:1"
     initialize(**arguments)
     happen("after", arguments["process_id"])
 
@@ -120,13 +124,26 @@ def test_an_error_of_one_process_is_told_to_all(at: str, process: int, tmp_path:
 
 
 @pytest.mark.long
-def test_where_all_live_and_do_not_connect_each_says_where_it_was(tmp_path: Path) -> None:
-    for each in others(tmp_path, "before", "sleep", 1):
+@pytest.mark.parametrize("process", [0, 1])
+def test_one_that_lives_and_does_not_begin_to_connect_is_named_with_its_place(
+    process: int, tmp_path: Path
+) -> None:
+    for each in others(tmp_path, "before", "sleep", process):
+        assert_said(
+            each,
+            rf"process {process} \(.*\) did not begin to connect within {PATIENCE} seconds "
+            rf"\(.*\), and the others wait for it: it stands at .*at.py:\d+, in happen",
+        )
+    assert "at.py" in (tmp_path / f"run/stacks-{process}.txt").read_text()
+
+
+@pytest.mark.long
+def test_where_jax_connects_not_all_each_says_so(tmp_path: Path) -> None:
+    for each in others(tmp_path, "before", "lose", 1):
         assert_said(
             each,
             rf"the processes met at localhost:\d+ .* did not connect them within {PATIENCE} .*",
         )
-    assert "at.py" in (tmp_path / "run" / "stacks-1.txt").read_text()
 
 
 def test_what_was_said_last_is_heard_though_it_came_with_the_line_before() -> None:

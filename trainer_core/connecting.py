@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import selectors
+import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -24,7 +26,8 @@ from trainer_core.wire import Wire
 if TYPE_CHECKING:
     from trainer_core.roll_call import Place
 
-_HERE, _READY, _FAILED = "here", "ready", "failed "  # what is said; then comes what is wrong
+# What is said: where it stands, and what is wrong, follow.
+_HERE, _READY, _FAILED = "here ", "ready", "failed "
 _LEAVING = GRACE + 2 * LOOK  # seconds until all have heard of a failure, and have ended
 
 
@@ -37,6 +40,7 @@ class Peer:
         host: its machine.
         wire: by which it met this one.
         unheard: signs of life that were due since the last.
+        stands: where its code was then; empty where JAX connects it.
         is_ready: whether it needs no other any more.
     """
 
@@ -44,6 +48,7 @@ class Peer:
     host: str
     wire: Wire
     unheard: int = 0
+    stands: str = ""
     is_ready: bool = False
 
     def __str__(self) -> str:
@@ -81,6 +86,7 @@ class Connecting:
     directory: Path
     _connected: threading.Event = attrs.field(factory=threading.Event, init=False)
     _over: threading.Event = attrs.field(factory=threading.Event, init=False)
+    _thread: int = attrs.field(factory=threading.get_ident, init=False)  # which connects
 
     def connected(self) -> None:
         """JAX has connected the processes; their devices may take as long as they need."""
@@ -104,7 +110,7 @@ class Connecting:
                 each for peer in self.peers for each in self._taken(peer, peer.wire.unread())
             ]
             while not self._over.is_set():
-                self._say(_HERE)
+                self._say(_HERE + self._stands)
                 looks += 1
                 problem = problem or self._heard(selector, LOOK) or self._missed(looks)
                 if problem and not self._over.is_set():
@@ -146,6 +152,8 @@ class Connecting:
         problem: list[str] = []
         for line in lines:
             peer.is_ready = peer.is_ready or line == _READY
+            if line.startswith(_HERE):
+                peer.stands = line.removeprefix(_HERE)
             if line.startswith(_FAILED):
                 problem += json.loads(line.removeprefix(_FAILED))
         return problem
@@ -159,7 +167,7 @@ class Connecting:
         # Process 0 hears of all, and tells the others; of each it has heard since it is late.
         is_late = all(looks - peer.unheard >= self._most for peer in waited_for)
         is_judge = self.place.process == 0 and not self._connected.is_set()
-        return [self._blocked()] if waited_for and is_late and is_judge else []
+        return self._blocked(waited_for) if waited_for and is_late and is_judge else []
 
     def _end_hard(self, problem: Sequence[str], selector: selectors.BaseSelector) -> None:
         """End this process; process 0 tells the others, and waits until they have ended.
@@ -194,10 +202,28 @@ class Connecting:
             f"why, unless it was killed; start all processes again"
         )
 
-    def _blocked(self) -> str:
-        return (
-            f"the processes met at {self.place.coordinator} and go on to hear of each other there, "
-            f"but JAX did not connect them within {self._most * LOOK:g} seconds ([distributed] "
-            f"timeout = {self.place.timeout}): a proxy or a firewall may keep its connections out, "
-            f"or one process stands still before its own"
+    @property
+    def _stands(self) -> str:
+        """Where the thread that connects stands; empty where JAX has begun."""
+        frame = sys._current_frames().get(self._thread)
+        if frame is None or frame.f_globals["__name__"].partition(".")[0] in ("jax", "jaxlib"):
+            return ""
+        return f"{frame.f_code.co_filename}:{frame.f_lineno}, in {frame.f_code.co_name}"
+
+    def _blocked(self, peers: Sequence[Peer]) -> list[str]:
+        own = f"process {self.place.process} ({socket.gethostname()})"
+        standing = {own: self._stands} | {str(peer): peer.stands for peer in peers}
+        within = (
+            f"within {self._most * LOOK:g} seconds ([distributed] timeout = {self.place.timeout})"
         )
+        late = [
+            f"{name} did not begin to connect {within}, and the others wait for it: it stands at "
+            f"{where}"
+            for name, where in standing.items()
+            if where
+        ]
+        return late or [
+            f"the processes met at {self.place.coordinator} and go on to hear of each other there, "
+            f"but JAX did not connect them {within}: a proxy or a firewall may keep its "
+            f"connections out"
+        ]
