@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 
-from trainer_core.testing import DataSuite, ModelSuite, OptimizerSuite, PluginSuite
+from trainer_core.testing import DataSuite, ModelSuite, OptimizerSuite, PluginSuite, data
 
 pytestmark = pytest.mark.contract
 
@@ -24,6 +27,27 @@ class TestOptax(OptimizerSuite):
 
 class TestText(DataSuite):
     use = "text"
+
+
+class TestTextOfAFile(DataSuite):
+    """Small enough to see all of it: of 64 tokens each, and one byte that is only a target."""
+
+    use = "text"
+    settings = {"path": data.__file__, "length": 64, "batch_size": 8, "held_out": 0.1}
+
+    @classmethod
+    def examples(cls) -> list[dict[str, Any]]:
+        text = np.fromfile(data.__file__, np.uint8)
+        windows = (len(text) - 2) // 64
+        starts = range(0, 64 * (windows - round(windows * 0.1)), 64)
+        return [
+            {
+                "tokens": text[at : at + 64],
+                "targets": text[at + 1 : at + 65],
+                "weights": np.ones(64),
+            }
+            for at in starts
+        ]
 
 
 class TestJsonLines(PluginSuite):

@@ -15,6 +15,14 @@ SAID = {
     "TestRestless": ("test_a_batch_follows_from_its_step", "is not the same after those before"),
     "TestShort": ("test_every_batch_is_of_one_kind", "pad what is short"),
     "TestTwice": ("test_no_example_comes_twice", "each example comes once"),
+    "TestHalf": (
+        "test_all_examples_come_once_in_each_epoch",
+        "128 of 256 examples do not come in epoch 0",
+    ),
+    "TestAgain": (
+        "test_all_examples_come_once_in_each_epoch",
+        "1 of 256 examples do not come in epoch 1",
+    ),
     "TestSelfish": ("test_a_batch_has_the_rows_of_this_process", "(run.rows)"),
     "TestOverlapping": ("test_processes_share_a_batch_out", "are not those of one"),
     "TestLeaky": ("test_what_is_held_out_is_never_trained_on", "are trained on"),
@@ -25,6 +33,17 @@ SAID = {
     "TestLossy": ("test_a_text_comes_back_from_its_tokens", "becomes"),
     "TestDeaf": ("test_another_seed_gives_another_order", "run.seed changes nothing"),
 }
+
+
+# Counted from a place of their own: no two are the same.
+EXAMPLES = [
+    {
+        "tokens": (np.arange(64) + row).astype(np.int32),
+        "targets": (np.arange(1, 65) + row).astype(np.int32),
+        "weights": np.ones(64, np.float32),
+    }
+    for row in range(256)
+]
 
 
 class Changed(Data):
@@ -58,6 +77,33 @@ class Short(Changed):
 class Twice(Changed):
     def batch(self, step: int) -> dict[str, Any]:
         return self.source.batch(step % 3)
+
+
+class Half(Changed):
+    """Of 256 examples the first half: none of them twice before all of that half came."""
+
+    count = 128
+
+    def batch(self, step: int) -> dict[str, Any]:
+        epoch, first = divmod(step * 16, self.count)
+        order = np.random.default_rng([self.run.settings.seed, epoch]).permutation(self.count)[
+            first : first + 16
+        ]
+        own = order[self.run.rows.start : self.run.rows.stop]
+        return {name: np.stack([EXAMPLES[row][name] for row in own]) for name in EXAMPLES[0]}
+
+
+class Again(Half):
+    """All of them, but for one of the second epoch, in whose place another comes again."""
+
+    count = 256
+
+    def batch(self, step: int) -> dict[str, Any]:
+        batch = super().batch(step)
+        if step == 16 + 15:
+            for rows in batch.values():
+                rows[-1] = rows[0]
+        return batch
 
 
 class Selfish(Changed):
@@ -102,7 +148,7 @@ class Lossy(Changed):
 
 
 KINDS = {cls.__name__: cls for cls in (Restless, Short, Twice, Selfish, Overlapping, Leaky)}
-KINDS |= {cls.__name__: cls for cls in (Forgetful, Live, HoldingAll, Lossy)}
+KINDS |= {cls.__name__: cls for cls in (Forgetful, Live, HoldingAll, Lossy, Half, Again)}
 
 
 @plugin
@@ -139,6 +185,18 @@ class TestShort(Suite):
 
 class TestTwice(Suite):
     settings = {"kind": "Twice"}
+
+
+class TestHalf(Suite):
+    settings = {"kind": "Half"}
+
+    @classmethod
+    def examples(cls) -> list[dict[str, Any]]:
+        return EXAMPLES
+
+
+class TestAgain(TestHalf):
+    settings = {"kind": "Again"}
 
 
 class TestSelfish(Suite):

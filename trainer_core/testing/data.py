@@ -1,8 +1,10 @@
-"""What every data source must hold to: a batch follows from its step, each example comes once."""
+"""What every data source must hold to: a batch follows from its step, no example comes twice."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import attrs
@@ -19,6 +21,9 @@ class DataSuite(Suite):
 
     class TestShards(DataSuite):
         use = "shards"
+
+    Where it is known which examples there are, `examples` gives them: then all of them must come,
+    each once in an epoch. Otherwise it is only tried that none comes twice.
 
     Attributes:
         steps: how many it is asked for: no example comes twice within them.
@@ -64,6 +69,27 @@ class DataSuite(Suite):
                         f"there are fewer than {self.steps} batches of them, lower `steps`"
                     )
                 seen[example] = (step, row)
+
+    def test_all_examples_come_once_in_each_epoch(self) -> None:
+        examples = self.examples()
+        if examples is None:
+            return  # that none comes twice is all that can be tried
+        first = self.source().batch(0)
+        rows = [_as_row(example, first) for example in examples]
+        wanted, stream = Counter(rows), list[bytes]()
+        source, step = self.source(), 0
+        for epoch in range(2):  # which may begin amid a batch
+            while len(stream) < wanted.total():
+                stream += _counted(source.batch(step))
+                step += 1
+            came = Counter(stream[: wanted.total()])
+            del stream[: wanted.total()]
+            if missing := wanted - came:
+                index = next(index for index, row in enumerate(rows) if row in missing)
+                self.fail(
+                    f"{missing.total()} of {wanted.total()} examples do not come in epoch {epoch}, "
+                    f"such as number {index} of `examples`: others come in their place, or again"
+                )
 
     def test_processes_share_a_batch_out(self) -> None:
         for step in (0, self.steps - 1):
@@ -150,6 +176,14 @@ class DataSuite(Suite):
     # ------------------------------------------------------------------
 
     @classmethod
+    def examples(cls) -> Sequence[Mapping[str, Any]] | None:
+        """Return all training examples, each as a row of a batch: name to array; None: not known.
+
+        Make them from what the source reads, and not by the source.
+        """
+        return None
+
+    @classmethod
     def source(cls, process: int = 0, processes: int = 1, seed: int = 0) -> Data:
         """Return a source made anew, for one process of several."""
         parts = cls.opened(run={"seed": seed})
@@ -206,6 +240,11 @@ def _examples(batch: dict[str, Any]) -> list[bytes]:
         b"".join(np.ascontiguousarray(array[row]).tobytes() for array in arrays)
         for row in range(len(arrays[0]))
     ]
+
+
+def _as_row(example: Mapping[str, Any], batch: dict[str, Any]) -> bytes:
+    """Return an example as `_examples` returns the rows of a batch."""
+    return b"".join(np.asarray(example[name], like.dtype).tobytes() for name, like in batch.items())
 
 
 def _counted(batch: dict[str, Any]) -> list[bytes]:
