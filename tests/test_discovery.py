@@ -343,6 +343,18 @@ def test_a_broken_command_of_a_package_says_so_and_takes_no_other_away(
     assert (row["slot"], row["state"]) == ("command", "broken")
 
 
+def test_a_name_of_ours_that_another_package_has_too_stays_ours_where_it_is_the_default(
+    install: Install,
+) -> None:
+    install("trainer-odd", {"trainer.optimizers": {"adamw": "odd:X"}})
+    install("trainer-even", {"trainer.plugins": {"jsonl": "even:X"}})
+    chosen = load_config(None, []).chosen
+    assert chosen["optimizer"].candidate.distribution == "trainer-core"
+    assert chosen["plugins.jsonl"].candidate.distribution == "trainer-core"
+    said = refused("optimizer.use=adamw")
+    assert "'adamw' is offered by trainer-core 0.1.0, trainer-odd 3.2.1; say which" in said
+
+
 def test_a_command_of_two_packages_is_neithers(
     install: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -216,7 +216,7 @@ class _Resolver:
             if not isinstance(use, str):
                 raise UserError(f"{where}: expected the name of a plugin, a string")
             try:
-                found[table] = registry.find(slot, use, where)
+                found[table] = registry.find(slot, use, where, is_default=place == "default")
             except UserError as error:
                 before = "" if core_alone() else made_with(self._directory(), table, use)
                 raise UserError(f"{error}{before}") from error

@@ -13,7 +13,7 @@ import attrs
 
 from trainer_core.errors import UserError
 from trainer_core.imports import load_object
-from trainer_core.installed import everything, left_out, normal, registered
+from trainer_core.installed import CORE, everything, left_out, normal, registered
 from trainer_core.suggest import did_you_mean
 
 
@@ -86,13 +86,15 @@ def candidates(slot: Slot) -> list[Candidate]:
     return sorted(found, key=lambda each: (each.name, each.distribution or ""))
 
 
-def find(slot: Slot, use: str, where: str) -> Candidate:
+def find(slot: Slot, use: str, where: str, is_default: bool = False) -> Candidate:
     """Return what a config's `use` names.
 
     Args:
         slot: the slot of the table.
         use: a registered name, `distribution:name`, or `package.module:Class`.
         where: the table and its place, to begin an error with.
+        is_default: the config does not say it; it is this project's then, whoever else has the
+            name, as no installation changes what a config means.
 
     Raises:
         UserError: nobody or several packages offer the name.
@@ -106,6 +108,9 @@ def find(slot: Slot, use: str, where: str) -> Candidate:
                 return candidate
         return Candidate(slot, use, use)
     matches = [candidate for candidate in offered if candidate.name == use]
+    provider = PROVIDERS.get((slot.name, use), CORE)
+    if is_default and len(matches) > 1:
+        matches = [each for each in matches if each.distribution == provider] or matches
     if len(matches) == 1:
         return matches[0]
     if matches:
@@ -120,8 +125,7 @@ def find(slot: Slot, use: str, where: str) -> Candidate:
             f"{where}: {use!r} comes with {_listed(str(each.package) for each in unused)}, which "
             f"--no-plugins leaves out{_alternative(slot, offered)}, or give package.module:Class"
         )
-    provider = PROVIDERS.get((slot.name, use))
-    if provider:
+    if provider != CORE:
         raise UserError(
             f"{where}: {use!r} comes with {provider}, which is not installed; "
             f"`pip install {provider}`{_alternative(slot, offered)}"
