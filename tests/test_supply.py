@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from typing import Any
 
@@ -80,3 +81,18 @@ def test_only_what_the_source_takes_longer_than_the_devices_is_waiting(
     else:
         [found] = said  # once in a while, not every second
         assert least <= found <= most
+
+
+def test_a_step_that_failed_on_the_devices_is_left_to_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Failed:
+        def block_until_ready(self) -> None:
+            raise RuntimeError("connection reset by peer")
+
+    raised: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+    supply = Supply(Sleepy().batch)
+    for step in range(2):
+        supply.batch(step, {"loss": Failed()} if step else {})
+    assert not raised

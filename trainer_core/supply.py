@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -77,7 +78,8 @@ class Supply:
 
 
 def _wait(running: Mapping[str, Any], finished: list[float]) -> None:
-    """Note when the devices are done."""
-    for each in running.values():
-        each.block_until_ready()
+    """Note when the devices are done; with what, the loop finds out."""
+    with contextlib.suppress(Exception):
+        for each in running.values():
+            each.block_until_ready()
     finished.append(time.monotonic())
