@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from programs import recipe
 from trainer_core.cli.failures import Context, crashed
 from trainer_core.config import load_config
 from trainer_core.directory import check_directory, differences, versions
-from trainer_core.errors import UserError
+from trainer_core.errors import RunError, UserError
 from trainer_core.loop import fit
 from trainer_core.stacks import write_stacks
 
@@ -55,6 +56,31 @@ def test_accepted_changes_go_on_with_the_new_values(done: Path) -> None:
     changed = recipe(run={"directory": str(done), "steps": 2}, schedule={"learning_rate": 0.2})
     fit(changed, accept_changes=True)
     assert tomllib.loads((done / "config.toml").read_text())["schedule"]["learning_rate"] == 0.2
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    tables = recipe(run={"directory": str(directory), "steps": 5})
+    tables["checkpoint"] = {"use": "orbax", "every": 2}
+    fit(tables)
+    reported = directory / "metrics.jsonl"
+    lines = reported.read_text()
+    away = (directory / "checkpoints").rename(tmp_path / "away")
+    with pytest.raises(RunError, match=r"made 5 steps, .* checkpoint every 2, and has none: put"):
+        fit(tables)
+    assert reported.read_text() == lines
+    away.rename(directory / "checkpoints")
+    assert fit(tables).resumed_from == 5
+
+
+def test_one_that_was_killed_before_its_first_was_written_is(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    tables = recipe(run={"directory": str(directory), "steps": 4})
+    tables["checkpoint"] = {"use": "orbax", "every": 2}
+    fit(tables)
+    shutil.rmtree(directory / "checkpoints")
+    result = fit(tables)
+    assert (result.resumed_from, result.step) == (0, 4)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from uuid import uuid4
 import tomli_w
 
 from trainer_core.config import Config
-from trainer_core.errors import UserError
+from trainer_core.defaults.jsonl import last_step
+from trainer_core.errors import RunError, UserError
 from trainer_core.files import parsed, replace
 from trainer_core.hook_checks import only_watches
 from trainer_core.recipe import flatten
@@ -62,20 +63,24 @@ def check_directory(config: Config, accept_changes: bool, remedy: str = _TRAININ
         )
 
 
-def write_directory(config: Config, program: Program, lock: RunLock) -> None:
+def write_directory(config: Config, program: Program, lock: RunLock, first: int) -> None:
     """Write config.toml, versions.json and optimizer.json; on process 0 alone.
 
     Args:
         config: of the run.
         program: what it is made of.
         lock: of the directory; taken first, where it is not.
+        first: the step from which the run goes on; 0 where no checkpoint was found.
 
     Raises:
+        RunError: none was found, and metrics.jsonl says that there were some.
         UserError: the file system says no, though permissions said yes; or the directory is not
             the same folder for all processes, which all write checkpoints there.
     """
     run = program.run
     if run.is_main:
+        if first == 0:
+            _check_beginning(config)
         _write(config, program, lock)
     if run.processes > 1 and config.chosen["checkpoint"].candidate.name != "none":
         _check_shared(run)
@@ -103,6 +108,24 @@ def _write(config: Config, program: Program, lock: RunLock) -> None:
         replace(run.directory / OPTIMIZER, optimizer + "\n")
     except OSError as error:
         raise _unwritable(config, str(error)) from error
+
+
+def _check_beginning(config: Config) -> None:
+    """Refuse to begin a run again whose checkpoints are gone.
+
+    One that was killed before its first was written may be: the second waits for the first, so
+    that a run which has gone on after the second had one.
+    """
+    path = config.directory / "metrics.jsonl"
+    table = _recorded_config(config) or {}
+    every = int(table.get("checkpoint", {}).get("every", 0))
+    made = last_step(path) if every > 0 and path.exists() else 0
+    if made > 2 * every:
+        raise RunError(
+            f"{config.directory} has made {made} steps, as its metrics.jsonl says, with a "
+            f"checkpoint every {every}, and has none: put its checkpoints back; to train from the "
+            f"start, start another run with {config.run.another}, or move metrics.jsonl away"
+        )
 
 
 def _check_shared(run: Run) -> None:
@@ -201,18 +224,22 @@ def _unwritable(config: Config, reason: str) -> UserError:
     )
 
 
-def _changes(config: Config) -> list[str]:
+def _recorded_config(config: Config) -> dict[str, Any] | None:
     path = config.directory / "config.toml"
     if not path.exists():
-        return []
+        return None
     try:
-        old = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # no UTF-8, or no TOML
         raise UserError(
             f"{path} cannot be read: {error}; restore it, or start a new run with "
             f"{config.run.another}"
         ) from error
-    changes = differences(old, config.table)
+
+
+def _changes(config: Config) -> list[str]:
+    old = _recorded_config(config)
+    changes = {} if old is None else differences(old, config.table)
     return [line for key, line in changes.items() if not _may_change(config, key)]
 
 

@@ -111,7 +111,7 @@ def _train(config: Config, run: Run, hooks: Hooks, lock: RunLock) -> Result:
         hooks.phase(run=run, name="initialising")
         state = interruptible(program.initial_state)
     run.stopping.defer()  # what begins to be written has a checkpoint in the end
-    write_directory(config, program, lock)
+    write_directory(config, program, lock, first)
     hooks.start(run=run, program=program, step=first)
     hooks.phase(run=run, name="training")
     return _steps(run, hooks, program, step_fn, state, first)

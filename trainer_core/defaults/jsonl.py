@@ -98,6 +98,11 @@ def read_metrics(path: Path) -> dict[int, dict[str, float]]:
     return found
 
 
+def last_step(path: Path) -> int:
+    """Return the last step that a file reports; 0 where it has no readable line."""
+    return max((entry[0] for _, _, entry in _lines(path) if entry is not None), default=0)
+
+
 def _numbers(entry: Mapping[str, Any]) -> dict[str, float]:
     """The inverse of `json_metrics`."""
     written_out = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}

@@ -96,8 +96,8 @@ def convert_into_run(
         _check_finite(arrays)
         phase("writing")
         state = interruptible(lambda: _state(program, plan, arrays, given, fresh_optimizer))
-        write_directory(config, program, lock)
         made = int(state.step)
+        write_directory(config, program, lock, made)
         hooks.save(run=program.run, step=made, state=state, data=program.data)
     return Converted(plan=plan, specs=target.specs, directory=config.directory, step=made)
 
