@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from trainer_core import hookimpl, plugin, setting
+from trainer_core import Step, hookimpl, plugin, setting
 from trainer_core.testing import OptimizerSuite
 
 SAID = {
@@ -26,6 +26,11 @@ SAID = {
     "TestPerMicrobatch": ("test_microbatches_change_nothing_but_rounding", "with 4 microbatches"),
     "TestPerDevice": ("test_sharded_it_trains_the_same", "on 8 devices the parameters end"),
     "TestUntold": ("test_what_it_says_of_itself_can_be_recorded", "is no JSON value"),
+    "TestSwitching": ("test_it_is_traced_once", "does `update` set something of JAX"),
+    "TestBeginning": ("test_sharded_parameters_begin_the_same", "on a mesh these parameters begin"),
+    "TestDecaying": ("test_a_step_that_is_not_finite_changes_nothing", "a skipped step changed"),
+    "TestPercent": ("test_its_settings_survive_being_written_down", "are others when read back"),
+    "TestUnwritable": ("test_its_settings_survive_being_written_down", "no TOML value"),
     "TestEqual": ("test_two_of_it_are_not_equal", "pluggy takes them for one"),
     "TestNowhere": ("test_a_recipe_can_name_it", "has no 'Nowhere'"),
     "TestUnnamed": ("test_it_learns", 'use = "NAME"'),
@@ -148,6 +153,82 @@ class Untold:
 
 
 @plugin
+class Switching:
+    """Chooses how JAX multiplies while it is traced: what was compiled is for another choice."""
+
+    @hookimpl
+    def build_optimizer(self, learning_rate: Any) -> Any:
+        sgd = optax.sgd(learning_rate)
+
+        def update(grads: Any, state: Any, params: Any = None) -> Any:
+            precision = jax.config.jax_default_matmul_precision
+            other = "high" if precision == "highest" else "highest"
+            jax.config.update("jax_default_matmul_precision", other)
+            return sgd.update(grads, state, params)
+
+        return optax.GradientTransformation(sgd.init, update)
+
+
+@plugin
+class Beginning:
+    """Lets matrices begin smaller, by what a device holds of them."""
+
+    @hookimpl
+    def build_optimizer(self, learning_rate: Any) -> Any:
+        return optax.sgd(learning_rate)
+
+    @hookimpl(wrapper=True)
+    def build_state(self, run: Any) -> Any:
+        model = yield
+
+        def init(key: Any) -> Any:
+            params, buffers = model.init(key)
+            return jax.tree.map(lambda leaf: leaf / run.mesh.size, params), buffers
+
+        return attrs.evolve(model, init=init)
+
+
+@plugin
+class Decaying:
+    """Lets the parameters decay after the step, whether it was one or not."""
+
+    @hookimpl
+    def build_optimizer(self, learning_rate: Any) -> Any:
+        return optax.sgd(learning_rate)
+
+    @hookimpl(wrapper=True)
+    def step(self) -> Any:
+        inner = yield
+
+        def apply(state: Any, batch: Any) -> Any:
+            state, metrics = inner.apply(state, batch)
+            params = jax.tree.map(lambda leaf: 0.99 * leaf, state.params)
+            return attrs.evolve(state, params=params), metrics
+
+        return Step(apply, inner.init)
+
+
+@plugin
+class Percent:
+    momentum: float = attrs.field(
+        default=90.0, converter=lambda given: given / 100, metadata={"help": "in percent"}
+    )
+
+    @hookimpl
+    def build_optimizer(self, learning_rate: Any) -> Any:
+        return optax.sgd(learning_rate, self.momentum)
+
+
+@plugin
+class Unwritable:
+    kept: Any = setting(attrs.Factory(lambda: 1 + 2j), "where its momentum turns to")
+
+    @hookimpl
+    def build_optimizer(self, learning_rate: Any) -> Any:
+        return optax.sgd(learning_rate)
+
+
+@plugin
 class Equal:
     @hookimpl
     def build_optimizer(self, learning_rate: Any) -> Any:
@@ -206,6 +287,26 @@ class TestPerDevice(OptimizerSuite):
 
 class TestUntold(OptimizerSuite):
     use = "optimizers:Untold"
+
+
+class TestSwitching(OptimizerSuite):
+    use = "optimizers:Switching"
+
+
+class TestBeginning(OptimizerSuite):
+    use = "optimizers:Beginning"
+
+
+class TestDecaying(OptimizerSuite):
+    use = "optimizers:Decaying"
+
+
+class TestPercent(OptimizerSuite):
+    use = "optimizers:Percent"
+
+
+class TestUnwritable(OptimizerSuite):
+    use = "optimizers:Unwritable"
 
 
 class TestEqual(OptimizerSuite):

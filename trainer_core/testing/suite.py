@@ -122,7 +122,11 @@ class Suite:
     def test_its_settings_survive_being_written_down(self, tmp_path: Path) -> None:
         config = load_config(self.recipe())
         file = tmp_path / "config.toml"
-        file.write_text(tomli_w.dumps(dict(config.table)))
+        try:
+            text = tomli_w.dumps(dict(config.table))
+        except (TypeError, ValueError) as error:
+            self.fail(f"one of its settings is no TOML value, as config.toml needs it: {error}")
+        file.write_text(text)
         if load_config(file).table[self.slot] != config.table[self.slot]:
             self.fail("its settings are others when read back from config.toml")
 
