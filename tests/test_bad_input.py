@@ -106,6 +106,15 @@ OVERRIDES = {
     "no table": ("steps=3", ["steps=3", "TABLE.KEY=VALUE"]),
     "wrong type": ("run.steps=many", ['steps = "many"', "command line", "a whole number"]),
     "not finite": ("schedule.learning_rate=inf", ["learning_rate = inf", "a finite number"]),
+    "a rate beyond float32": (
+        "schedule.learning_rate=1e39",
+        ["[schedule] learning_rate = 1e+39 (command line): must be", "that float32", "3.4e38"],
+    ),
+    "a rate that float32 takes for 0": (
+        "schedule.learning_rate=1e-50",
+        ["[schedule] learning_rate = 1e-50 (command line): must be", "between 1.2e-38"],
+    ),
+    "a decay beyond float32": ("optimizer.weight_decay=1e300", ["[optimizer] weight_decay = 1e"]),
     "a seed beyond 64 bits": ("run.seed=99999999999999999999", ["seed", "< 9223372036854775808"]),
     "no table, but a key that has one": ("steps=3", ["did you mean run.steps?"]),
     "a number for a name": ("run.name=7", ["name = 7", "command line", "in quotes"]),
@@ -153,6 +162,26 @@ def test_a_name_of_a_package_that_is_not_installed_says_what_to_install(
     (folder / "recipe.toml").write_text('[optimizer]\nuse = "soap"\n')
     with pytest.raises(UserError, match=r"recipe.toml:2.*pip install trainer-soap-plugin"):
         load_config(folder / "recipe.toml")
+
+
+@pytest.mark.parametrize(
+    ("override", "rest"),
+    [
+        ("shard.mesh=8", "a table whose values are each a whole number, such as {NAME = 8}"),
+        ("shard.mesh=[8]", "a table whose values are each a whole number"),
+        (
+            "shard.rules=3",
+            "a table whose values are each a string or a list, each a string",
+        ),
+        ("data.path=3", """a string, in quotes: '"3"'"""),
+    ],
+)
+def test_what_a_value_of_another_type_could_be_is_said_as_it_would_be_taken(
+    override: str, rest: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(None, [override])
+    assert str(caught.value).partition("(command line): expected ")[2] == rest
 
 
 @pytest.mark.parametrize("case", OVERRIDES)

@@ -19,6 +19,7 @@ from trainer_core.config import load_config
 from trainer_core.distributed import connect
 from trainer_core.errors import UserError
 from trainer_core.roll_call import Place, roll_call
+from trainer_core.watch import GRACE, LOOK, patience
 from trainer_core.wire import Wire
 
 SAME = {"config": {"run.steps": 3, "optimizer.use": "adamw"}, "version": {"jax": "1.0"}}
@@ -325,12 +326,18 @@ def test_a_port_in_use_is_named() -> None:
         ("process=2", r"process = 2 \(command line\): of 2 processes, the last is 1"),
         ("process=-1", "process = -1"),
         ("processes=0", "processes = 0"),
-        ("timeout=0", "timeout = 0"),
+        ("timeout=9", r"timeout = 9 \(command line\): must be >= 10"),
     ],
 )
 def test_a_setting_that_cannot_be_is_an_error(override: str, text: str) -> None:
     with pytest.raises(UserError, match=text):
         load_config(None, ["distributed.processes=2", f"distributed.{override}"])
+
+
+def test_from_the_least_timeout_on_all_have_ended_by_then() -> None:
+    """Of those who wait for one that hangs: first for its signs, then for themselves."""
+    for timeout in range(load_config(None, ["distributed.timeout=10"]).distributed.timeout, 500):
+        assert patience(timeout) * LOOK + GRACE <= timeout
 
 
 @pytest.fixture
@@ -379,9 +386,8 @@ def slurm(no_cluster: None, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPat
 
 def test_the_cluster_tells_what_is_not_given(slurm: pytest.MonkeyPatch) -> None:
     port = free_port()
-    config = load_config(
-        None, [f"distributed.coordinator=127.1.2.3:{port}", "distributed.timeout=1"]
-    )
+    config = load_config(None, [f"distributed.coordinator=127.1.2.3:{port}"])
+    vars(config.distributed)["timeout"] = 1  # less than a config may say, as nobody is there
     slurm.setenv("SLURM_STEP_NUM_NODES", "1")
     # It knows by itself that it is process 1 of 2, and finds nobody there.
     with pytest.raises(UserError, match=rf"^process 1 could not reach .* 127.1.2.3:{port}"):

@@ -81,8 +81,9 @@ class DistributedSettings:
         None, "how many processes there are", unit="processes", check=ge(1), may_change=True
     )
     process: int | None = setting(None, "which one this is", check=ge(0), may_change=True)
+    # From 10 on, those who wait for one that hangs have ended by then; see `watch.patience`.
     timeout: int = setting(
-        300, "wait this long for the others", unit="seconds", check=ge(1), may_change=True
+        300, "wait this long for the others", unit="seconds", check=ge(10), may_change=True
     )
 
     def __attrs_post_init__(self) -> None:

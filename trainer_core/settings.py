@@ -18,6 +18,10 @@ from trainer_core.errors import SettingError, UserError
 from trainer_core.suggest import did_you_mean
 
 Settings = TypeVar("Settings")
+_FLOAT32 = (
+    2.0**-126,
+    (2 - 2.0**-23) * 2.0**127,
+)  # the smallest, in full precision, and the largest
 
 
 @attrs.frozen
@@ -190,6 +194,16 @@ def _message(error: Exception) -> str:
     return said.group(1) if said else text
 
 
+def in_float32(_: Any, __: Any, value: float) -> None:
+    """Refuse a number that float32 cannot hold, or takes for 0: an attrs validator."""
+    size = abs(value)
+    if size and not _FLOAT32[0] <= size <= _FLOAT32[1]:
+        raise ValueError(
+            "must be a number that float32, in which it is computed with, can hold: "
+            "between 1.2e-38 and 3.4e38 in size"
+        )
+
+
 def _default(field: attrs.Attribute[Any]) -> Any:
     default: Any = field.default
     factory = getattr(default, "factory", None)
@@ -199,12 +213,27 @@ def _default(field: attrs.Attribute[Any]) -> Any:
 
 
 def _quoting_hint(key: str, value: Any, wanted: Any) -> str:
-    if isinstance(value, (int, float)) and str in (wanted, *get_args(wanted)):
+    is_table = get_origin(wanted) is dict
+    if isinstance(value, (int, float)) and str in _alternatives(wanted):
         return f""", in quotes: '"{value}"'"""
-    if isinstance(value, str) and "=" in value and get_origin(wanted) is dict:
+    if isinstance(value, str) and "=" in value and is_table:
         # Of key={a=1,b=2} bash makes two arguments: key=a=1 and key=b=2.
         return f"; a shell takes braces apart that are not in quotes: '{key}={{{value}, ...}}'"
+    if is_table and _fits(value, get_args(wanted)[1]):
+        return f", such as {{NAME = {shown(value)}}}"
     return ""
+
+
+def _alternatives(wanted: Any) -> tuple[Any, ...]:
+    return get_args(wanted) if get_origin(wanted) in (Union, types.UnionType) else (wanted,)
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    try:
+        _converter.structure(value, wanted)
+    except Exception:
+        return False
+    return wanted is not Any
 
 
 def _expected(wanted: Any) -> str:

@@ -10,6 +10,7 @@ from attrs.validators import and_, ge, lt
 
 from trainer_core.errors import UserError
 from trainer_core.plugin import hookimpl, plugin, setting
+from trainer_core.settings import in_float32
 
 if TYPE_CHECKING:
     import optax
@@ -28,9 +29,13 @@ class AdamW:
 
     beta1: float = setting(0.9, "decay of the mean of the gradient", check=_FRACTION)
     beta2: float = setting(0.95, "decay of the mean of its square", check=_FRACTION)
-    epsilon: float = setting(1e-8, "added to the root of the mean square", check=ge(0))
+    epsilon: float = setting(
+        1e-8, "added to the root of the mean square", check=and_(ge(0), in_float32)
+    )
     weight_decay: float = setting(
-        0.1, "of matrices and embeddings, times the learning rate", check=ge(0)
+        0.1,
+        "of matrices and embeddings, times the learning rate",
+        check=and_(ge(0), in_float32),
     )
 
     @hookimpl

@@ -9,6 +9,7 @@ from attrs.validators import and_, ge, gt, le
 
 from trainer_core.errors import SettingError
 from trainer_core.plugin import hookimpl, plugin, setting
+from trainer_core.settings import in_float32
 
 if TYPE_CHECKING:
     from trainer_core.run import Run
@@ -26,7 +27,9 @@ class _Warmed:
     """What every schedule here begins with."""
 
     learning_rate: float = setting(
-        4e-3, "the peak learning rate; the default suits the tiny preset", check=gt(0)
+        4e-3,
+        "the peak learning rate; the default suits the tiny preset",
+        check=and_(gt(0), in_float32),
     )
     warmup: int | None = setting(
         None,
