@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 from checkpointed import bits, files, folder, like, restore, save, saving, state_at
+from trainer_checkpoint.meta import seal, unseal
 from trainer_checkpoint.steps import steps
 
-from trainer_core.errors import RunError
+from trainer_core.cli import run as trainer
+from trainer_core.errors import RunError, UserError
 from trainer_core.run import Run
 from trainer_core.types import Data, TrainState
 
@@ -82,6 +84,81 @@ def test_a_damaged_newest_step_is_passed_over_with_one_warning(
     assert str(folder(run, 2)) in warning
     assert files(run.directory) == before
     assert capfd.readouterr().err == ""
+
+
+# What a stranger may have written, with the right checksum; and what never had one.
+UNSEALED = ["[]", '"x"', "7", "null", "{}", "", "[" * 100_000, '{"a": ' * 100_000]
+HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "nothing else": lambda meta: [meta.pop(name) for name in list(meta) if name != "step"],
+    "no format": lambda meta: meta.pop("format"),
+    "a format that is no number": lambda meta: meta.update(format="x"),
+    "a step that is no number": lambda meta: meta.update(step="2"),
+    "no finite": lambda meta: meta.pop("finite"),
+    "no digest": lambda meta: meta.pop("digest"),
+    "a list of versions": lambda meta: meta.update(versions=[]),
+    "a list of tables": lambda meta: meta.update(config=[]),
+    "a table that is none": lambda meta: meta["config"].update(plugins=7),
+    "a list of leaves": lambda meta: meta.update(leaves=[]),
+    "a leaf that is none": lambda meta: meta["leaves"].update(step=7),
+    "a leaf without a shape": lambda meta: meta["leaves"]["step"].pop("shape"),
+    "a leaf without a digest": lambda meta: meta["leaves"]["step"].pop("digest"),
+    "a dtype that is none": lambda meta: meta["leaves"]["step"].update(dtype=[]),
+}
+
+
+def sealed(file: Path, change: Callable[[dict[str, Any]], Any]) -> str:
+    content = unseal(file)
+    change(content)
+    return seal(content)
+
+
+@pytest.mark.parametrize("content", [*UNSEALED, *HOSTILE])
+def test_what_this_plugin_did_not_write_is_passed_over(
+    run: Run, older: TrainState, warned: Any, capsys: Any, content: str
+) -> None:
+    file = folder(run, 2) / "meta" / "metadata"
+    file.write_text(sealed(file, HOSTILE[content]) if content in HOSTILE else content)
+    restored = restore(run, like(older, run.mesh))
+    assert restored is not None
+    assert bits(restored) == bits(older)
+    [warning] = warned()
+    assert f"{folder(run, 2)} is not used: meta/metadata " in warning
+    where = str(run.directory)
+    assert trainer(["checkpoint", "list", where, "--json"]) == 0
+    assert trainer(["checkpoint", "verify", where]) == 1
+    assert "meta/metadata" in capsys.readouterr().out
+    assert trainer(["checkpoint", "show", where]) == 2
+    assert "meta/metadata" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [*UNSEALED, seal({}), seal({"position": 7})])
+def test_a_position_that_is_none_is_passed_over(
+    run: Run, older: TrainState, warned: Any, content: str
+) -> None:
+    (folder(run, 2) / "data" / "process_0-of-1.json").write_text(content)
+    restored = restore(run, like(older, run.mesh))
+    assert restored is not None
+    assert bits(restored) == bits(older)
+    assert "is not used: data/process_0-of-1.json " in warned()[0]
+    assert trainer(["checkpoint", "verify", str(run.directory)]) == 1
+
+
+def test_a_description_nested_without_end_is_passed_over(
+    run: Run, older: TrainState, warned: Any
+) -> None:
+    (folder(run, 2) / "state" / "_METADATA").write_text('{"tree_metadata": ' + "[" * 100_000)
+    restored = restore(run, like(older, run.mesh))
+    assert restored is not None
+    assert bits(restored) == bits(older)
+    assert len(warned()) == 1
+    assert trainer(["checkpoint", "verify", str(run.directory)]) == 1
+
+
+def test_a_checkpoint_of_a_newer_version_is_refused(run: Run, older: TrainState) -> None:
+    file = folder(run, 2) / "meta" / "metadata"
+    file.write_text(seal({"format": 99}))
+    with pytest.raises(UserError, match="in format 99; this one reads up to format 1: install"):
+        restore(run, like(older, run.mesh))
 
 
 def test_a_step_copied_under_another_number_is_passed_over(run: Run, older: TrainState) -> None:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from checkpointed import bits, folder, like, restore, save, saving, state_at
+from trainer_checkpoint.meta import seal
 from trainer_checkpoint.steps import steps
 
 from trainer_core.run import Run
@@ -62,7 +63,7 @@ def test_what_is_not_finite_stays_where_it_was_to_stay_for_ever(run: Run) -> Non
     assert steps(run.directory / "checkpoints") == [2, 4]
 
 
-@pytest.mark.parametrize("content", ["", "{}"])
+@pytest.mark.parametrize("content", ["", "{}", "[]", "[" * 100_000, seal({"finite": True})])
 def test_what_has_no_seal_takes_no_place_and_is_not_deleted(run: Run, content: str) -> None:
     save(run, state_at(1, run.mesh), state_at(2, run.mesh))
     (folder(run, 2) / "meta" / "metadata").write_text(content)

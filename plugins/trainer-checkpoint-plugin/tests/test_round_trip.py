@@ -28,6 +28,7 @@ from checkpointed import (
     state_at,
 )
 
+from trainer_core.errors import UserError
 from trainer_core.run import Run
 from trainer_core.types import Data, TrainState
 
@@ -122,6 +123,14 @@ def test_nothing_saved_restores_none(run: Run) -> None:
     assert restore(run, wanted) is None
     (run.directory / "checkpoints").mkdir(parents=True)
     assert restore(run, wanted) is None
+
+
+def test_a_position_that_is_no_dict_is_refused_before_it_is_saved(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stream, "state", lambda stream: [41])
+    with pytest.raises(UserError, match=r"\[data\]: state\(\) gives a list; expected a dict"):
+        save(run, state_at(1, run.mesh), data=Stream())
 
 
 def test_a_streams_position_goes_into_the_checkpoint_and_back(run: Run) -> None:

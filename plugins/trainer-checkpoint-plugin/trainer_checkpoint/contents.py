@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from trainer_checkpoint import tree
@@ -11,6 +12,7 @@ from trainer_checkpoint.digest import Check, begin_checks
 from trainer_checkpoint.meta import FORMAT, combined, seal, versions
 from trainer_checkpoint.steps import META_FILE, data_file
 from trainer_core.defaults.step import skipped_in_a_row
+from trainer_core.errors import UserError
 
 if TYPE_CHECKING:
     from trainer_core.run import Run
@@ -25,7 +27,16 @@ def contents(
     """Return the three items of a checkpoint: the arrays, what they are, the data's position.
 
     The last two are texts by file name, still to be made: the digests are being computed.
+
+    Raises:
+        UserError: the position is none.
     """
+    if not isinstance(position, (dict, NoneType)):
+        raise UserError(
+            f"[data]: state() gives a {type(position).__name__}; expected a dict of what JSON can "
+            f"say, or None",
+            "data.use",
+        )
     leaves = tree.by_path(state)
     arrays = tree.written(leaves)
     header = {

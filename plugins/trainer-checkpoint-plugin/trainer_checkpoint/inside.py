@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from trainer_checkpoint.meta import DamagedError
+from trainer_core.files import parsed
 
 TREE = "_METADATA"  # Orbax's own description of a folder of arrays
 
@@ -50,7 +50,7 @@ def _entries(part: Path) -> Iterator[Path]:
 
 def _array_names(description: Path) -> Iterator[str]:
     try:
-        entries = json.loads(description.read_text(encoding="utf-8"))["tree_metadata"].values()
+        entries = parsed(description.read_bytes())["tree_metadata"].values()
         keys = [[str(each["key"]) for each in entry["key_metadata"]] for entry in entries]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return  # it is none: whoever reads it next says so

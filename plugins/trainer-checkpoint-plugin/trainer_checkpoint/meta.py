@@ -8,10 +8,24 @@ import platform
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
+from types import NoneType
 from typing import Any
+
+from trainer_checkpoint.steps import META, META_FILE
+from trainer_core.errors import UserError
+from trainer_core.files import parsed
 
 FORMAT = 1  # of the layout on disk; a reader refuses what is newer than itself
 _CHECKSUM = "sha256"
+_KINDS = {
+    "format": int,
+    "step": int,
+    "finite": bool,
+    "config": dict,
+    "versions": dict,
+    "digest": str,
+    "leaves": dict,
+}
 _DISTRIBUTIONS = (
     "trainer-core",
     "trainer-checkpoint-plugin",
@@ -40,16 +54,55 @@ def unseal(path: Path) -> dict[str, Any]:
     Raises:
         DamagedError: the file is missing, no JSON, or not what was written.
     """
+    name = f"{path.parent.name}/{path.name}"
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parsed(path.read_bytes())
         checksum = value.pop(_CHECKSUM)
+        is_whole = _checksum(value) == checksum
     except FileNotFoundError:
-        raise DamagedError(f"{path.parent.name}/{path.name} is missing") from None
-    except (OSError, ValueError, AttributeError, KeyError) as error:
-        raise DamagedError(f"{path.parent.name}/{path.name} cannot be read: {error}") from error
-    if _checksum(value) != checksum:
-        raise DamagedError(f"{path.parent.name}/{path.name} does not match its checksum")
-    return dict(value)
+        raise DamagedError(f"{name} is missing") from None
+    except (OSError, ValueError, KeyError, RecursionError) as error:
+        raise DamagedError(f"{name} cannot be read: {error}") from error
+    if not is_whole:
+        raise DamagedError(f"{name} does not match its checksum")
+    return value
+
+
+def description(step: Path) -> dict[str, Any]:
+    """Read what stands in the folder of a checkpoint beside its arrays.
+
+    A seal says that it is as it was written, not that this plugin wrote it.
+
+    Raises:
+        DamagedError: it cannot be trusted.
+        UserError: a newer version of this plugin wrote it.
+    """
+    meta = unseal(step / META / META_FILE)
+    if type(meta.get("format")) is int and meta["format"] > FORMAT:
+        raise UserError(
+            f"{step} was written by a newer trainer-checkpoint-plugin, in format {meta['format']}; "
+            f"this one reads up to format {FORMAT}: install a newer one"
+        )
+    wrong = [name for name, kind in _KINDS.items() if type(meta.get(name)) is not kind]
+    if not wrong:
+        tables, leaves = meta["config"].items(), meta["leaves"].items()
+        wrong = [f"config/{name}" for name, table in tables if not isinstance(table, dict)]
+        wrong += [f"leaves/{path}" for path, leaf in leaves if not _is_leaf(leaf)]
+    if wrong:
+        raise DamagedError(f"{META}/{META_FILE} is not as this plugin writes it: {wrong[0]}")
+    return meta
+
+
+def position(file: Path) -> dict[str, Any] | None:
+    """Read where the data source of a process was; None for a pure one.
+
+    Raises:
+        DamagedError: it cannot be trusted.
+    """
+    found = unseal(file).get("position", "")
+    if not isinstance(found, (dict, NoneType)):
+        raise DamagedError(f"{file.parent.name}/{file.name} holds no position")
+    return found
 
 
 def versions() -> dict[str, str]:
@@ -71,6 +124,15 @@ def combined(leaves: Mapping[str, Mapping[str, Any]], part: str = "") -> str:
         if path == part or path.startswith(f"{part}/" if part else "")
     ]
     return _hash(chosen)
+
+
+def _is_leaf(leaf: Any) -> bool:
+    return (
+        isinstance(leaf, dict)
+        and isinstance(leaf.get("shape"), list)
+        and isinstance(leaf.get("dtype"), str)
+        and isinstance(leaf.get("digest", 0), (str, NoneType))
+    )
 
 
 def _checksum(value: Mapping[str, Any]) -> str:

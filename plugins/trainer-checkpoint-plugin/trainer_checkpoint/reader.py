@@ -16,10 +16,10 @@ import orbax.checkpoint as ocp
 from trainer_checkpoint import tree
 from trainer_checkpoint.digest import checks
 from trainer_checkpoint.inside import check_inside
-from trainer_checkpoint.meta import FORMAT, DamagedError, unseal
+from trainer_checkpoint.meta import DamagedError, description, position
 from trainer_checkpoint.mismatch import check_same
 from trainer_checkpoint.quiet import quiet_reading
-from trainer_checkpoint.steps import DATA, META, META_FILE, STATE, data_file, steps
+from trainer_checkpoint.steps import DATA, META, STATE, data_file, steps
 from trainer_core.errors import RunError, UserError
 from trainer_core.types import TrainState
 
@@ -97,13 +97,7 @@ def read_meta(path: Path, step: int | None) -> dict[str, Any]:
         UserError: a newer version of this plugin wrote it.
     """
     check_inside(path, [path / part for part in (STATE, META, DATA)])
-    meta = unseal(path / META / META_FILE)
-    if meta["format"] > FORMAT:
-        raise UserError(
-            f"{path} was written by trainer-checkpoint-plugin "
-            f"{meta['versions']['trainer-checkpoint-plugin']}, in format {meta['format']}; "
-            f"this one reads up to format {FORMAT}: install a newer one"
-        )
+    meta = description(path)
     if step is not None and meta["step"] != step:
         raise DamagedError(f"it holds step {meta['step']}")
     if not meta["finite"]:
@@ -121,15 +115,15 @@ def positions(folder: Path) -> list[dict[str, Any] | None]:
     expected = sorted(data_file(process, len(files)) for process in range(len(files)))
     if not files or [file.name for file in files] != expected:
         raise DamagedError(f"files are missing in {folder.name}")
-    return [unseal(file)["position"] for file in files]
+    return [position(file) for file in files]
 
 
 def _read(run: Run, step: int, path: Path, like: TrainState) -> Checkpoint:
     # Every part is read by all processes, or given up by all: each is a collective.
-    meta, position = _together(run, lambda: _described(run, step, path, like))
+    meta, place = _together(run, lambda: _described(run, step, path, like))
     arrays = _together(run, lambda: _arrays(path / STATE, tree.targets(tree.by_path(like))))
     _verify(arrays, meta["leaves"])  # of the whole arrays, so that all find the same
-    return Checkpoint(step, tree.assembled(arrays, like), position)
+    return Checkpoint(step, tree.assembled(arrays, like), place)
 
 
 def _together(run: Run, read: Callable[[], Read]) -> Read:
@@ -165,10 +159,9 @@ def _described(
 def _position(folder: Path, process: int, processes: int) -> dict[str, Any] | None:
     own = folder / data_file(process, processes)
     if own.exists():
-        position: dict[str, Any] | None = unseal(own)["position"]
-        return position
+        return position(own)
     found = positions(folder)
-    if any(position != found[0] for position in found):
+    if any(each != found[0] for each in found):
         raise UserError(
             f"{folder} holds the positions of {len(found)} streams, one a process; "
             f"this run has {processes}, and cannot go on from there"

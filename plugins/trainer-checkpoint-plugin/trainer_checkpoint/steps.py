@@ -1,4 +1,4 @@
-"""The folders of a run's checkpoints: which steps there are, which may go, which are set aside.
+"""The folders of a run's checkpoints: which steps there are, how they go, or are set aside.
 
 Layout: `checkpoints/<step>` is a whole checkpoint; it appears by one rename, when all of it is
 written. Every other name is something else, and is never read: a save that is under way
@@ -11,8 +11,6 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
-
-from trainer_checkpoint.meta import DamagedError, unseal
 
 STATE = "state"  # the arrays
 META = "meta"  # what they are, and how to check them
@@ -40,29 +38,12 @@ def steps(directory: Path) -> list[int]:
     return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name))
 
 
-def prune(directory: Path, keep: int, keep_every: int | None) -> None:
-    """Delete old checkpoints.
-
-    Sound are those whose parameters are finite, and whose last step was not skipped: of others it
-    is not known whether any step after them will ever be finite. What is damaged or incomplete
-    counts for nothing, and stays.
-
-    Args:
-        directory: the folder of checkpoints.
-        keep: so many of the newest sound ones stay. Another stays only while it is the newest.
-        keep_every: those whose step is a multiple of it stay as well.
-    """
-    found = steps(directory)
-    kept = 0
-    for step in reversed(found):
-        is_for_ever = keep_every is not None and step % keep_every == 0
-        if is_for_ever and kept >= keep:
-            continue  # not read: they may be many
-        is_sound = _is_sound(directory, step)
-        if is_sound and kept < keep:
-            kept += 1
-        elif is_sound is not None and not is_for_ever and (is_sound or step != found[-1]):
-            _delete(directory / str(step))
+def delete(directory: Path, step: int) -> None:
+    """Delete a checkpoint."""
+    # Deleting many files takes time; a rename does not, so that a process that is killed here
+    # leaves no half of a checkpoint under the name of a whole one.
+    doomed = (directory / str(step)).rename(directory / f"{step}{_DELETING}")
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def clean(directory: Path) -> None:
@@ -85,22 +66,3 @@ def set_aside(directory: Path, step: int) -> None:
         number += 1
         target = directory / f"{step}{_DAMAGED}-{number}"
     (directory / str(step)).rename(target)
-
-
-def _is_sound(directory: Path, step: int) -> bool | None:
-    """See `prune`; None where what says so is damaged or incomplete."""
-    path = directory / str(step)
-    try:
-        meta = unseal(path / META / META_FILE)
-    except DamagedError:
-        return None
-    if not (path / STATE).is_dir() or meta.get("step") != step:
-        return None
-    return bool(meta.get("finite")) and not meta.get("skipped_in_a_row", 0)
-
-
-def _delete(path: Path) -> None:
-    # Deleting many files takes time; a rename does not, so that a process that is killed here
-    # leaves no half of a checkpoint under the name of a whole one.
-    doomed = path.rename(path.with_name(path.name + _DELETING))
-    shutil.rmtree(doomed, ignore_errors=True)

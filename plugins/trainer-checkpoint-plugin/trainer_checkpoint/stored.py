@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from numpy.typing import NDArray
 
 from trainer_checkpoint.inside import TREE, check_inside
-from trainer_checkpoint.meta import DamagedError, unseal
+from trainer_checkpoint.meta import DamagedError, description
 from trainer_checkpoint.quiet import quiet_reading
 from trainer_checkpoint.steps import DATA, META, META_FILE, STATE, steps
 from trainer_core.errors import UserError
@@ -72,7 +72,7 @@ def look(path: Path) -> Stored:
     try:
         check_inside(folder, [*items.values(), folder / META, folder / DATA])
         if (folder / META / META_FILE).is_file():
-            meta = unseal(folder / META / META_FILE)
+            meta = description(folder)
     except DamagedError as error:
         raise UserError(f"{folder} is damaged: {error}") from error
     described = {key: _description(arrays) for key, arrays in items.items()}

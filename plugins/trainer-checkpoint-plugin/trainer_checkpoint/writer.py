@@ -12,6 +12,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 
 from trainer_checkpoint import steps as folders
+from trainer_checkpoint.keeping import prune
 from trainer_checkpoint.quiet import quiet
 from trainer_checkpoint.text import Text, TextHandler
 from trainer_core.errors import RunError
@@ -30,8 +31,8 @@ class Writer:
 
     Args:
         directory: the folder of checkpoints; made when it is missing.
-        keep: see `steps.prune`.
-        keep_every: see `steps.prune`.
+        keep: see `prune`.
+        keep_every: see `prune`.
         is_main: whether this process renames and deletes; all of them write.
         resumed: the step from which the run goes on; what lies beyond it was not to be trusted,
             and is set aside. None: it started from nothing.
@@ -148,7 +149,7 @@ class Writer:
             return
         try:
             if self._is_main:
-                folders.prune(self._directory, self._keep, self._keep_every)
+                prune(self._directory, self._keep, self._keep_every)
         except OSError as error:  # nothing is lost by it
             logger.warning("old checkpoints cannot be deleted: %s", error)
 
