@@ -96,8 +96,8 @@ class Recorder:
         self._note("save", run=run, step=step, state=state, data=data)
 
     @hookimpl
-    def phase(self, run: Any, name: str) -> None:
-        self._note("phase", run=run, name=name)
+    def phase(self, run: Any, name: str, program: Any) -> None:
+        self._note("phase", run=run, name=name, program=program)
 
     @hookimpl
     def close(self, run: Any, error: Any) -> None:

@@ -91,7 +91,7 @@ def test_a_step_is_reported_after_the_next_was_sent_to_the_device(recipe: Any) -
     ]
 
 
-def test_phases_are_announced_in_their_order(recipe: Any) -> None:
+def test_phases_are_announced_in_their_order_with_what_is_built(recipe: Any) -> None:
     config = recipe(run={"eval_every": 2}, checkpoint={"use": "models:Forgetful", "every": 3})
     _, recorder = recorded(config)
     assert [given["name"] for given in recorder.given("phase")] == [
@@ -101,6 +101,10 @@ def test_phases_are_announced_in_their_order(recipe: Any) -> None:
         *("evaluating", "training", "saving", "training"),
         "closing",
     ]
+    (started,) = recorder.given("start")
+    for given in recorder.given("phase"):
+        is_built = given["name"] not in ("building", "closing")
+        assert given["program"] is (started["program"] if is_built else None)
 
 
 @pytest.mark.parametrize(
@@ -153,8 +157,9 @@ def test_each_hook_is_called_with_what_its_specification_says(
         arguments = {name: value for name, value in given.items() if name != "answer"}
         assert list(arguments) == list(spec.parameters)[1:]
         assert arguments["run"] is whole_run.calls[0][1]["run"]
-        if spec.parameters.get("error") is None:
-            assert all(value is not None for value in arguments.values())
+        said = {name: each.annotation for name, each in spec.parameters.items()}
+        missing = [name for name, value in arguments.items() if value is None]
+        assert all("None" in said[name] for name in missing)
 
 
 @pytest.mark.parametrize("hook", HOOKS)

@@ -18,15 +18,16 @@ from rich.console import Console
 from terminals import on_terminal
 
 from trainer_core import fit
+from trainer_core.cli import run
 from trainer_core.defaults.progress import Progress, make_display
 from trainer_core.run import StopRequest
-from trainer_core.terminal import figures, live, plain
+from trainer_core.terminal import figures, plain, summary
 from trainer_core.terminal.lines import step_line
 from trainer_core.terminal.live import LiveDisplay
 from trainer_core.terminal.pace import Pace
 from trainer_core.terminal.page import Page
 from trainer_core.terminal.plain import PlainDisplay
-from trainer_core.terminal.summary import summary_rows
+from trainer_core.terminal.summary import resumed_rows, summary_rows
 
 METRICS = {
     "loss": 1.83424,
@@ -44,8 +45,7 @@ METRICS = {
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A run of 300 steps, as far as a display looks at it, whose summary is two rows."""
-    for module in (plain, live):
-        monkeypatch.setattr(module, "summary_rows", lambda *_: [("model", "small"), ("run", "r")])
+    monkeypatch.setattr(summary, "summary_rows", lambda *_: [("optimizer", "small"), ("run", "r")])
     return SimpleNamespace(settings=SimpleNamespace(steps=300), stopping=StopRequest())
 
 
@@ -152,7 +152,7 @@ def test_plain_lines_come_by_the_clock_at_evaluations_and_for_first_and_last_ste
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(plain, "time", SimpleNamespace(monotonic=lambda: clock.now))
     display = PlainDisplay(every=5.0)
-    display.start(watched, SimpleNamespace(), 0)
+    display.start(watched, 0)
     for step in range(1, 301):
         clock.now += 0.125
         display.report(step, METRICS | ({"eval_loss": 2.0} if step == 70 else {}))
@@ -185,7 +185,7 @@ def test_plain_display_says_once_that_it_was_asked_to_stop(
 ) -> None:
     display = PlainDisplay(every=5.0)
     display.phase("training")
-    display.start(watched, SimpleNamespace(), 0)
+    display.start(watched, 0)
     watched.stopping.set("SIGTERM")
     time.sleep(0.6)
     display.close()
@@ -202,7 +202,7 @@ def live_lines(display: LiveDisplay, width: int, encoding: str = "utf-8") -> lis
 def test_live_view_fits_any_width_and_stays_within_100_columns(watched: Any, width: int) -> None:
     display = LiveDisplay()
     display._phase = ("training", time.monotonic())
-    display.start(watched, SimpleNamespace(), 0)
+    display.start(watched, 0)
     for step in (1, 2):
         display.report(step, METRICS | {"loss/cross_entropy": 1.8, "loss/penalty": 0.03})
     lines = live_lines(display, width)
@@ -213,7 +213,7 @@ def test_live_view_fits_any_width_and_stays_within_100_columns(watched: Any, wid
 def test_live_view_shows_step_loss_rate_and_last_evaluation(watched: Any) -> None:
     display = LiveDisplay()
     display._phase = ("training", time.monotonic())
-    display.start(watched, SimpleNamespace(), 0)
+    display.start(watched, 0)
     display.report(149, METRICS | {"eval_loss": 1.95})
     time.sleep(0.01)
     display.report(150, METRICS)
@@ -235,7 +235,7 @@ def test_live_view_counts_the_seconds_of_a_silent_phase() -> None:
 def test_live_view_needs_no_unicode(watched: Any) -> None:
     display = LiveDisplay()
     display._phase = ("training", time.monotonic())
-    display.start(watched, SimpleNamespace(), 0)
+    display.start(watched, 0)
     display.report(100, METRICS)
     assert "".join(live_lines(display, 100, encoding="ascii")).isascii()
 
@@ -260,8 +260,8 @@ def test_display_is_the_one_that_the_style_names(monkeypatch: pytest.MonkeyPatch
 def test_only_the_main_process_shows_anything(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress(style="json")
     other: Any = SimpleNamespace(is_main=False)
-    progress.phase(other, "training")
-    progress.start(other, SimpleNamespace(), 0)
+    progress.phase(other, "training", None)
+    progress.start(other, 0)
     progress.report(other, 1, METRICS)
     progress.close()
     assert capsys.readouterr().out == ""
@@ -269,13 +269,50 @@ def test_only_the_main_process_shows_anything(capsys: pytest.CaptureFixture[str]
 
 def test_summary_names_model_devices_optimizer_place_and_start() -> None:
     parts = programs.build(programs.recipe(run={"steps": 1200}))
-    rows = dict(summary_rows(parts.run, parts.program, 7))
+    rows = dict([*summary_rows(parts.run, parts.program), *resumed_rows(parts.run, 7)])
     assert rows["model"].startswith("models:Perceptron, 288 parameters")
     assert rows["batch"] == "16 examples a step"
     assert rows["devices"].endswith("x CPU")
     assert rows["optimizer"].startswith("adamw, constant schedule, peak learning rate 0.1")
     assert rows["run"] == "runs/default, 1,200 steps"
     assert rows["resumed"] == "from the checkpoint of step 7"
+
+
+def test_what_a_run_is_is_shown_once_before_it_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["train", *PERCEPTRON, "checkpoint.use=none", "run.steps=1", "--trace-hooks"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    begins = ["hook phase restoring", "model ", "run ", "hook phase compiling", "hook start"]
+    places = [next(at for at, line in enumerate(lines) if line.startswith(each)) for each in begins]
+    assert places == sorted(places)
+    assert sum(line.startswith("optimizer ") for line in lines) == 1
+
+
+@pytest.mark.parametrize("step", [0, 7])
+def test_a_run_that_goes_on_says_so_below_what_it_is(
+    watched: Any, step: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watched.devices = watched.devices_before = "1 x CPU"
+    display = PlainDisplay(every=5.0)
+    display.show(watched, SimpleNamespace())
+    display.show(watched, SimpleNamespace())
+    display.start(watched, step)
+    display.close()
+    lines = capsys.readouterr().out.splitlines()
+    resumed = ["resumed    from the checkpoint of step 7"] if step else []
+    assert lines == ["optimizer  small", "run        r", *resumed, ""]
+
+
+def test_live_view_parts_what_it_redraws_from_what_the_run_is(watched: Any) -> None:
+    display = LiveDisplay()
+    display.phase("compiling")
+    display.show(watched, SimpleNamespace())
+    assert live_lines(display, 100)[0] == ""
+    display.start(watched, 0)  # leaves a blank line of its own
+    assert live_lines(display, 100)[0] != ""
+    display.close()
 
 
 def test_going_on_with_other_devices_says_so(recipe: Any, tmp_path: Path) -> None:
@@ -287,7 +324,7 @@ def test_going_on_with_other_devices_says_so(recipe: Any, tmp_path: Path) -> Non
     before = json.loads(versions.read_text()) | {"devices": "8 x CPU, mesh fsdp 8"}
     versions.write_text(json.dumps(before))
     parts = programs.build(recipe())
-    rows = dict(summary_rows(parts.run, parts.program, 1))
+    rows = dict(resumed_rows(parts.run, 1))
     assert rows["resumed"] == "from the checkpoint of step 1, made on 8 x CPU, mesh fsdp 8"
 
 

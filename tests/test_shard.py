@@ -296,7 +296,7 @@ def test_where_asked_an_axis_that_is_not_divided_stays_whole_and_is_reported() -
     assert (row.bytes, row.bytes_on_device, row.copies) == (12 * 16 * 4, 6 * 16 * 4, 4)
     said = "embed of 12 cannot be spread over 8 devices (data x fsdp)"
     assert row.uneven == (said,)
-    summary = dict(summary_rows(program.run, program, 0))
+    summary = dict(summary_rows(program.run, program))
     assert summary["uneven"] == f"hidden/kernel: {said}"
 
 

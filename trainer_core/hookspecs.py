@@ -172,9 +172,12 @@ class TrainerSpec:
         """
 
     @hookspec
-    def phase(self, run: Run, name: str) -> None:
-        """The run enters a phase: building, compiling, restoring, initialising, training,
+    def phase(self, run: Run, name: str, program: Program | None) -> None:
+        """The run enters a phase: building, restoring, compiling, initialising, training,
         evaluating, saving, closing. Every plugin is called; for displays and watchdogs.
+
+        `program` holds all that was built: None in building and in closing. In restoring and
+        compiling, which may take minutes, it says what the run will be.
         """
 
     @hookspec

@@ -85,12 +85,12 @@ def train(config: Config, accept_changes: bool = False) -> Result:
 
 
 def _train(config: Config, run: Run, hooks: Hooks, lock: RunLock) -> Result:
-    hooks.phase(run=run, name="building")
+    hooks.phase(run=run, name="building", program=None)
     program = built(run, hooks)
 
     # Restored before anything is initialised or compiled: initialised and restored parameters
     # never exist at once, and a finished run answers without compiling.
-    hooks.phase(run=run, name="restoring")
+    hooks.phase(run=run, name="restoring", program=program)
     program.check_optimizer()
     like = program.abstract_state
     state = interruptible(lambda: hooks.restore(run=run, like=like, data=program.data))
@@ -105,15 +105,15 @@ def _train(config: Config, run: Run, hooks: Hooks, lock: RunLock) -> Result:
     if first == run.settings.steps:
         return _result(program, state, first, {}, first)
 
-    hooks.phase(run=run, name="compiling")
+    hooks.phase(run=run, name="compiling", program=program)
     step_fn = interruptible(program.compile_step)
     if state is None:
-        hooks.phase(run=run, name="initialising")
+        hooks.phase(run=run, name="initialising", program=program)
         state = interruptible(program.initial_state)
     run.stopping.defer()  # what begins to be written has a checkpoint in the end
     write_directory(config, program, lock, first)
     hooks.start(run=run, program=program, step=first)
-    hooks.phase(run=run, name="training")
+    hooks.phase(run=run, name="training", program=program)
     return _steps(run, hooks, program, step_fn, state, first)
 
 
@@ -152,10 +152,10 @@ def _steps(run: Run, hooks: Hooks, program: Any, step_fn: Any, state: Any, first
         if evaluating:
             metrics = meter.read(step, numbers)
             with meter.paused():
-                hooks.phase(run=run, name="evaluating")
+                hooks.phase(run=run, name="evaluating", program=program)
                 for answer in hooks.evaluate(run=run, step=step, state=state):
                     metrics |= new_numbers(metrics, answer)
-                hooks.phase(run=run, name="training")
+                hooks.phase(run=run, name="training", program=program)
             hooks.report(run=run, step=step, metrics=metrics)
             waiting = None
         elif saving and waiting is not None:
@@ -163,10 +163,10 @@ def _steps(run: Run, hooks: Hooks, program: Any, step_fn: Any, state: Any, first
             waiting = None
         if saving:
             with meter.paused():
-                hooks.phase(run=run, name="saving")
+                hooks.phase(run=run, name="saving", program=program)
                 hooks.save(run=run, step=step, state=state, data=program.data)
                 requests.saved()
-                hooks.phase(run=run, name="training")
+                hooks.phase(run=run, name="training", program=program)
         if asked.stop:
             break
     return _result(

@@ -185,7 +185,9 @@ def _legend() -> Iterator[str]:
         yield _box(kind, x, 16, 18)
         yield _text(x + 26, 30, meaning, "#374151")
     bold = 'font-weight="bold" font-size="15"'
-    yield _text(660, 31, "phase", "#111827", bold) + _text(714, 30, "phase(run, name)", "#374151")
+    yield _text(660, 31, "phase", "#111827", bold) + _text(
+        714, 30, "phase(run, name, program)", "#374151"
+    )
 
 
 def _frames(lines: list[Line]) -> Iterator[str]:

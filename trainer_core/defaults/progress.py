@@ -19,7 +19,8 @@ class Display(Protocol):
     """One way to show a run; it may be closed before it was told anything, and twice."""
 
     def phase(self, name: str) -> None: ...
-    def start(self, run: Run, program: Program, step: int) -> None: ...
+    def show(self, run: Run, program: Program) -> None: ...
+    def start(self, run: Run, step: int) -> None: ...
     def report(self, step: int, metrics: Metrics) -> None: ...
     def note(self, text: str) -> None: ...
     def close(self) -> None: ...
@@ -51,16 +52,19 @@ class Progress:
         return self._display
 
     @hookimpl
-    def phase(self, run: Run, name: str) -> None:
-        if run.is_main:
-            self.display.phase(name)
-        else:
+    def phase(self, run: Run, name: str, program: Program | None) -> None:
+        if not run.is_main:
             self.close()
+            return
+        # A run that is finished already is restored, and then has nothing to show.
+        if program is not None and name != "restoring":
+            self.display.show(run, program)
+        self.display.phase(name)
 
     @hookimpl
-    def start(self, run: Run, program: Program, step: int) -> None:
+    def start(self, run: Run, step: int) -> None:
         if run.is_main:
-            self.display.start(run, program, step)
+            self.display.start(run, step)
 
     @hookimpl
     def report(self, run: Run, step: int, metrics: Metrics) -> None:

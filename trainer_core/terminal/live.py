@@ -13,7 +13,7 @@ from trainer_core.terminal.figures import duration
 from trainer_core.terminal.lines import GAP, extras, fields, step_line, width
 from trainer_core.terminal.pace import Pace
 from trainer_core.terminal.page import WIDTH, Page, Part, assembled, terminal_console
-from trainer_core.terminal.summary import STOPPING, summary_rows
+from trainer_core.terminal.summary import STOPPING, Summary
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
@@ -34,6 +34,8 @@ class LiveDisplay:
     def __init__(self) -> None:
         self._console = terminal_console()
         self._page = Page(self._console)
+        self._summary = Summary(self._page)
+        self._blank = False  # whether a blank line parts what is redrawn from what stays
         self._live = Live(self, console=self._console, refresh_per_second=REDRAWN, transient=True)
         self._phase = ("", 0.0)
         self._run: Run | None = None
@@ -47,10 +49,15 @@ class LiveDisplay:
         if not self._live.is_started:
             self._live.start()
 
-    def start(self, run: Run, program: Program, step: int) -> None:
-        self._page.line()
-        self._page.rows(summary_rows(run, program, step))
-        self._page.line()
+    def show(self, run: Run, program: Program) -> None:
+        if not self._summary.is_shown:
+            self._page.line()
+            self._summary.show(run, program)
+            self._blank = True
+
+    def start(self, run: Run, step: int) -> None:
+        self._blank = False
+        self._summary.end(run, step)
         self._run, self._step, self._pace = run, step, Pace(run.settings.steps)
 
     def report(self, step: int, metrics: Metrics) -> None:
@@ -60,7 +67,7 @@ class LiveDisplay:
         self._step, self._metrics = step, pace.smoothed(metrics)
         evaluated = {name: value for name, value in metrics.items() if name.startswith("eval")}
         if evaluated:
-            self._eval = evaluated
+            self._eval, self._blank = evaluated, True
             self._page.line(*step_line(step, pace.steps, self._metrics))
 
     def note(self, text: str) -> None:
@@ -73,8 +80,8 @@ class LiveDisplay:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
         columns = min(WIDTH, options.max_width)
         lines = [self._bar(columns, options.ascii_only), *self._numbers(columns)]
-        if self._eval:
-            lines.insert(0, [])  # between the lines that stay and those that are redrawn
+        if self._blank:
+            lines.insert(0, [])
         if self._run is not None and self._run.stopping:
             lines.append([(f"  {self._run.stopping.reason} {STOPPING}", "yellow")])
         for line in lines:

@@ -19,7 +19,10 @@ class QuietDisplay:
     def phase(self, name: str) -> None:
         return
 
-    def start(self, run: Run, program: Program, step: int) -> None:
+    def show(self, run: Run, program: Program) -> None:
+        return
+
+    def start(self, run: Run, step: int) -> None:
         return
 
     def report(self, step: int, metrics: Metrics) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from trainer_core.terminal.lines import step_line
 from trainer_core.terminal.pace import Pace
 from trainer_core.terminal.page import Page
-from trainer_core.terminal.summary import STOPPING, summary_rows
+from trainer_core.terminal.summary import STOPPING, Summary
 
 if TYPE_CHECKING:
     from trainer_core.program import Program
@@ -28,6 +28,7 @@ class PlainDisplay:
 
     def __init__(self, every: float) -> None:
         self._page = Page()
+        self._summary = Summary(self._page)
         self._every = every
         self._run: Run | None = None
         self._pace: Pace | None = None
@@ -43,9 +44,13 @@ class PlainDisplay:
             self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
             self._heart.start()
 
-    def start(self, run: Run, program: Program, step: int) -> None:
-        self._page.rows(summary_rows(run, program, step))
-        self._page.line()
+    def show(self, run: Run, program: Program) -> None:
+        if not self._summary.is_shown:
+            self._summary.show(run, program)
+            self._spoke = time.monotonic()
+
+    def start(self, run: Run, step: int) -> None:
+        self._summary.end(run, step)
         self._spoke = time.monotonic()
         self._run, self._pace = run, Pace(run.settings.steps)
 

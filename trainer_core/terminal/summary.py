@@ -10,22 +10,49 @@ from trainer_core.terminal import figures
 if TYPE_CHECKING:
     from trainer_core.program import Program
     from trainer_core.run import Run
+    from trainer_core.terminal.page import Page
 
 STOPPING = "stops after this step and saves; Ctrl-C once more ends at once, without saving"
 
 
-def summary_rows(run: Run, program: Program, step: int) -> list[tuple[str, str]]:
+class Summary:
+    """Prints what a run is, once, and below it from which step it goes on.
+
+    Args:
+        page: where to.
+    """
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        self._column = 0  # of the values; 0 before there are any
+
+    @property
+    def is_shown(self) -> bool:
+        return self._column > 0
+
+    def show(self, run: Run, program: Program) -> None:
+        """Print what is known before anything is compiled."""
+        rows = summary_rows(run, program)
+        self._column = max(len(label) for label, _ in rows) + 2
+        self._page.rows(rows)
+
+    def end(self, run: Run, step: int) -> None:
+        """The run begins after `step` steps: what follows is no longer what it is."""
+        self._page.rows(resumed_rows(run, step), left=self._column)
+        self._page.line()
+
+
+def summary_rows(run: Run, program: Program) -> list[tuple[str, str]]:
     """Return (label, value) of what a person checks before letting a run go on.
 
     Args:
         run: the run.
         program: what it was made of.
-        step: from which it goes on.
     """
     config = run.config
     said = dict(program.model.summary)
     name = f"{config['model']['use']} {said.pop('preset', '')}".strip()
-    rows = [
+    return [
         ("model", f"{name}, {figures.amount(program.param_count)} parameters"),
         *said.items(),
         ("batch", _batch(run, program)),
@@ -35,11 +62,15 @@ def summary_rows(run: Run, program: Program, step: int) -> list[tuple[str, str]]
         ("optimizer", _optimizer(config)),
         ("run", f"{run.directory}, {figures.steps(run.settings.steps)}{_saved(run)}"),
     ]
-    if step:
-        moved = run.devices_before not in ("", run.devices)
-        before = f", made on {run.devices_before}" if moved else ""
-        rows.append(("resumed", f"from the checkpoint of step {step:,}{before}"))
-    return rows
+
+
+def resumed_rows(run: Run, step: int) -> list[tuple[str, str]]:
+    """Return the row of a run that goes on from a step; none for a new one."""
+    if not step:
+        return []
+    moved = run.devices_before not in ("", run.devices)
+    before = f", made on {run.devices_before}" if moved else ""
+    return [("resumed", f"from the checkpoint of step {step:,}{before}")]
 
 
 def _batch(run: Run, program: Program) -> str:
