@@ -41,6 +41,23 @@ def test_in_one_process_too(tmp_path: Path) -> None:
         other.take()
 
 
+@pytest.mark.parametrize("what", ["a link to it", "where it is seen from"])
+def test_what_is_renamed_while_a_run_is_under_way_is_free_when_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    (tmp_path / "runs" / "real").mkdir(parents=True)
+    (tmp_path / "runs" / "link").symlink_to("real")
+    monkeypatch.chdir(tmp_path)
+    with RunLock(Path("runs/link")) as lock:
+        lock.take()
+        if what == "where it is seen from":
+            monkeypatch.chdir(tmp_path / "runs")
+        else:
+            Path("runs/link").rename("runs/renamed")
+    with RunLock(tmp_path / "runs" / "real") as lock:
+        lock.take()
+
+
 def test_a_lock_file_that_says_nothing_is_no_reason_to_fail(tmp_path: Path) -> None:
     (tmp_path / LOCK).write_text("{torn")
     with RunLock(tmp_path) as lock:

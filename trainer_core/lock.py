@@ -38,6 +38,7 @@ class RunLock:
         self.is_taken = False
         self._directory = directory
         self._file: TextIO | None = None
+        self._path = directory / LOCK
 
     def __enter__(self) -> RunLock:
         return self
@@ -46,10 +47,6 @@ class RunLock:
         if self._file is not None:
             self._file.close()
             self._held.discard(self._path)
-
-    @property
-    def _path(self) -> Path:
-        return self._directory.resolve() / LOCK
 
     def take(self) -> None:
         """Take the lock of a directory that exists, if this run does not have it.
@@ -64,7 +61,8 @@ class RunLock:
     def _locked(self) -> TextIO:
         import fcntl
 
-        path = self._path
+        # Kept: where the directory is called otherwise by the end, it would be another.
+        path = self._path = self._directory.resolve() / LOCK
         own = {"process": os.getpid(), "host": platform.node()}
         if path in self._held:
             raise self._refused(own)
