@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from checkpointed import bits, files, folder, like, restore, save, saving, state_at
+from trainer_checkpoint import reader
 from trainer_checkpoint.meta import seal, unseal
 from trainer_checkpoint.steps import steps
 
@@ -227,6 +229,25 @@ def test_the_warning_names_an_array_that_cannot_be_read(
     restore(run, like(older, run.mesh))
     named = warned()[0].partition(" is not used: ")[2].partition(" cannot be read")[0]
     assert any(named.endswith(name) for name in LARGE), warned()[0]
+
+
+def test_where_no_array_can_be_read_the_file_and_its_fault_are_named_soon(
+    run: Run, older: TrainState, warned: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in folder(run, 2).glob("state/**/d/*"):
+        flip_a_bit(path, path.stat().st_size * 4)
+    tried: list[int] = []
+    restored = reader._restored
+
+    def counted(path: Path, targets: Any, **some: Any) -> Any:
+        tried.append(len(targets))
+        return restored(path, targets, **some)
+
+    monkeypatch.setattr(reader, "_restored", counted)
+    restore(run, like(older, run.mesh))
+    (_, *alone, _) = tried  # before these all of step 2, after them all of step 1
+    assert alone == [1, 1, 1]
+    assert re.search(r' its arrays cannot be read: ValueError: "/.*/d/\w+": .*\w$', warned()[0])
 
 
 def test_a_damaged_step_is_set_aside_when_the_run_goes_on(run: Run, older: TrainState) -> None:

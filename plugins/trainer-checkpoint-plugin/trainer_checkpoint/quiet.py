@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from textwrap import shorten
 from typing import Any
 
 
@@ -45,6 +47,12 @@ def quiet_reading() -> Iterator[None]:
                 raise
     finally:
         asyncio.setLevel(level)
+
+
+def reason(error: Exception) -> str:
+    """Return what Orbax raised, from the file on, and without how TensorStore was set."""
+    said = re.split(r"See full TensorStore|\[tensorstore_spec", str(error))[0]
+    return shorten(f"{type(error).__name__}: {said.rpartition('local file ')[2]}", 300)
 
 
 def _without_abandoned(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:

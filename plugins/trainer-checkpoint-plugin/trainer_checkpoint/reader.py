@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
@@ -18,7 +16,7 @@ from trainer_checkpoint.digest import checks
 from trainer_checkpoint.inside import check_inside
 from trainer_checkpoint.meta import DamagedError, description, position
 from trainer_checkpoint.mismatch import check_same
-from trainer_checkpoint.quiet import quiet_reading
+from trainer_checkpoint.quiet import quiet_reading, reason
 from trainer_checkpoint.steps import DATA, META, STATE, data_file, steps
 from trainer_core.errors import RunError, UserError
 from trainer_core.types import TrainState
@@ -28,6 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("trainer_core.checkpoint")
 Read = TypeVar("Read")
+_FEW = 3  # arrays; each takes Orbax a good part of a second to fail at
 
 
 @attrs.frozen
@@ -175,12 +174,10 @@ def _arrays(
     try:
         return _restored(path, targets)
     except Exception as error:  # Orbax raises whatever went wrong, as far down as it did
-        said = re.split(r"See full TensorStore|\[tensorstore_spec", str(error))[0]
-        reason = shorten(f"{type(error).__name__}: {said}", 300)
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in reason:
-            raise RunError(f"{path.parent} does not fit in memory: {reason}") from error
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            raise RunError(f"{path.parent} does not fit in memory: {reason(error)}") from error
         which = _first_unreadable(path, targets) or "its arrays"
-        raise DamagedError(f"{which} cannot be read: {reason}") from error
+        raise DamagedError(f"{which} cannot be read: {reason(error)}") from error
 
 
 def _restored(
@@ -197,16 +194,21 @@ def _restored(
 
 
 def _first_unreadable(path: Path, targets: Mapping[tree.Path, jax.ShapeDtypeStruct]) -> str:
-    """Return the path of an array that alone cannot be read; nothing where all, or none, cannot."""
-    readable, found = 0, ""
+    """Return the path of an array that cannot be read though another can; nothing where none is so.
+
+    Where the first few cannot be, it is what all of them are found by.
+    """
+    readable, unreadable = 0, []
     for name, target in targets.items():
         try:
             _restored(path, {name: target}, transforms={})  # one of many
             readable += 1
         except Exception:
-            found = found or "/".join(name)
-        if found and readable:
-            return found
+            unreadable.append("/".join(name))
+        if unreadable and readable:
+            return unreadable[0]
+        if len(unreadable) == _FEW:
+            break
     return ""
 
 

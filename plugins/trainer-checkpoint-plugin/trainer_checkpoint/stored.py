@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import attrs
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from trainer_checkpoint.inside import TREE, check_inside
 from trainer_checkpoint.meta import DamagedError, description
-from trainer_checkpoint.quiet import quiet_reading
+from trainer_checkpoint.quiet import quiet_reading, reason
 from trainer_checkpoint.steps import DATA, META, META_FILE, STATE, steps
 from trainer_core.errors import UserError
 
@@ -115,8 +114,7 @@ class _readable:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, Exception):
-            reason = shorten(f"{type(error).__name__}: {error}", 300)
-            raise UserError(f"{self.folder} cannot be read: {reason}") from error
+            raise UserError(f"{self.folder} cannot be read: {reason(error)}") from error
 
 
 def _step_folder(path: Path) -> Path:
