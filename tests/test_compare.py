@@ -235,7 +235,8 @@ def test_lines_of_one_step_are_put_together_and_must_agree(compare: Any) -> None
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["a"], "compare takes two runs, logs or recipes, not 1"),
+        ([], "the following arguments are required: A, B;"),
+        (["a", "run.steps=3"], "compare takes two runs, logs or recipes, not 1"),
         (["a", "."], "is no run directory: it has no config.toml"),
         (["a", "none"], "none does not exist; the newest runs are"),
         (["a", "none.toml"], "there is no recipe none.toml"),

@@ -24,7 +24,11 @@ def configure(parser: Parser) -> None:
     """Declare the arguments."""
     parser.add_argument("run", metavar="RUN", help="the directory of a run, such as runs/default")
     parser.add_argument(
-        "settings", metavar="KEY=VALUE", nargs="*", help="what to set otherwise for this once"
+        "settings",
+        metavar="KEY=VALUE",
+        nargs="*",
+        default=[],
+        help="what to set otherwise for this once",
     )
     params_argument(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -97,7 +97,8 @@ def _name(action: argparse.Action) -> str:
 
 def _placed(action: argparse.Action) -> str:
     name = _name(action)
-    return {"*": f"[{name} ...]", "?": f"[{name}]"}.get(str(action.nargs), name)
+    shown = {"*": f"[{name} ...]", "?": f"[{name}]", "+": f"{name} [{name} ...]"}
+    return shown.get(str(action.nargs), name)
 
 
 def _option(action: argparse.Action) -> str:

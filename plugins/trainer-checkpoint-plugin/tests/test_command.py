@@ -213,6 +213,18 @@ def test_what_a_run_deletes_meanwhile_is_left_out(
     assert [each["name"] for each in json.loads(capsys.readouterr().out)] == ["2"]
 
 
+@pytest.mark.parametrize(
+    ("command", "usage"),
+    [
+        ("compare", "usage: trainer compare A B [KEY=VALUE ...] [OPTIONS]"),
+        ("checkpoint", "usage: trainer checkpoint ACTION PATH [PATH ...] [OPTIONS]"),
+    ],
+)
+def test_help_says_what_may_be_left_out(command: str, usage: str, capsys: Any) -> None:
+    assert trainer([command, "--help"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == usage
+
+
 @pytest.mark.parametrize("action", ["list", "verify"])
 def test_what_holds_no_checkpoint_is_a_mistake(action: str, tmp_path: Path, capsys: Any) -> None:
     assert trainer(["checkpoint", action, str(tmp_path)]) == 2

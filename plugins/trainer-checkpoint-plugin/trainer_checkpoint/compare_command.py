@@ -22,11 +22,13 @@ SUMMARY = "compare two runs: losses, gradient norms, and the first path that dif
 def configure(parser: Parser) -> None:
     """Declare the arguments."""
     parser.add_argument(
-        "sides",
-        metavar="A B KEY=VALUE",
-        nargs="+",
-        help="two runs to read, logs (.jsonl) of other code, or recipes (.toml) to train; "
-        "KEY=VALUE is set in each recipe",
+        "a",
+        metavar="A",
+        help="a run to read, a log (.jsonl) of other code, or a recipe (.toml) to train",
+    )
+    parser.add_argument("b", metavar="B", help="another of these")
+    parser.add_argument(
+        "settings", metavar="KEY=VALUE", nargs="*", default=[], help="is set in each recipe"
     )
     parser.add_argument(
         "--steps",
@@ -69,14 +71,15 @@ def run(arguments: Namespace, context: Context) -> int:
 def _sides(arguments: Namespace) -> tuple[list[str], list[str]]:
     from trainer_checkpoint.comparing.training import is_recipe
 
-    names = [text for text in arguments.sides if "=" not in text]
-    overrides = [text for text in arguments.sides if "=" in text]
+    given = [arguments.a, arguments.b, *arguments.settings]  # in any order
+    names = [text for text in given if "=" not in text]
+    overrides = [text for text in given if "=" in text]
     if len(names) != 2:
         raise UserError(f"compare takes two runs, logs or recipes, not {len(names)}")
     if not any(map(is_recipe, names)):
-        given = [*overrides[:1], *(["--into"] if arguments.into is not None else [])]
-        if given:
-            raise UserError(f"{given[0]} is for a recipe that is trained here; {names[0]} is none")
+        odd = [*overrides[:1], *(["--into"] if arguments.into is not None else [])]
+        if odd:
+            raise UserError(f"{odd[0]} is for a recipe that is trained here; {names[0]} is none")
     if arguments.into is not None and arguments.into.exists():
         raise UserError(f"{arguments.into} exists already; give --into a new folder")
     return names, overrides
