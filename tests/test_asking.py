@@ -86,11 +86,58 @@ def test_it_is_said_at_growing_intervals_and_no_more_once_it_answers(
         ), text
 
 
-def test_the_thread_that_looks_on_ends_with_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def looking() -> set[threading.Thread]:
+    return {each for each in threading.enumerate() if each.name == "asking"}
+
+
+def test_a_thread_looks_on_only_while_something_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(asking, "LOOK", 0.02)
-    before = {*threading.enumerate()}
+    before, found = looking(), list[set[threading.Thread]]()
     asked: Any = asking.Asking(cast(Any, None))
-    [thread] = {*threading.enumerate()} - before
+    assert looking() == before
+
+    def give(index: int) -> int:
+        time.sleep(0.1)  # some looks
+        found.append(looking() - before)
+        return index
+
+    for number in range(3):
+        assert asked(give, "number {}", number) == number
+        [thread] = found[-1]
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def test_a_question_that_comes_just_as_a_thread_ends_is_looked_on_too() -> None:
+    """It comes when the thread has seen that there is none, and must find that nobody looks."""
+    found = []
+
+    class Interrupted(asking.Asking):
+        @property
+        def _call(self) -> Any:
+            found.append(self._is_watched)  # what a question asks for as it begins
+            return None
+
+        @_call.setter
+        def _call(self, value: Any) -> None:
+            pass
+
+    asked: Any = Interrupted(cast(Any, None))
+    asked._is_watched = True
+    assert asked.leave()
+    assert found == [False]
+
+
+def test_the_thread_that_looks_on_ends_with_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a question is not answered any more: its thread holds nothing that belongs to it."""
+    monkeypatch.setattr(asking, "LOOK", 0.02)
+    before = looking()
+    asked: Any = asking.Asking(cast(Any, None))
+    asked._call = ("left", 0)
+    asked._watch()
+    [thread] = looking() - before
     time.sleep(0.1)  # some looks
     assert thread.is_alive()
     del asked
