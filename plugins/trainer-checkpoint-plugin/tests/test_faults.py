@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +36,23 @@ def large(state: TrainState, step: int) -> TrainState:
     return attrs.evolve(state, step=jnp.int32(step), extra={"large": jnp.asarray(noise)})
 
 
-@pytest.fixture
-def full_disk(tmp_path: Path) -> Iterator[Run]:
-    """A run on a disk of its own of 6 MB: one large state fits, two do not."""
-    disk = tmp_path / "disk"
+@contextmanager
+def small_disk(disk: Path, size: str) -> Iterator[Path]:
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], capture_output=True
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], capture_output=True
     )
     if mounted.returncode != 0:
         pytest.skip("needs the right to mount a disk")
-    yield run_in(disk / "run")
+    yield disk
     subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Run]:
+    """A run on a disk of its own: one large state fits, two do not."""
+    with small_disk(tmp_path / "disk", "6m") as disk:
+        yield run_in(disk / "run")
 
 
 @pytest.fixture
@@ -73,6 +81,22 @@ def test_a_full_disk_fails_the_run_and_leaves_the_older_checkpoint(
     assert restored is not None
     assert bits(restored) == bits(older)
     assert capfd.readouterr().err == ""
+
+
+def test_a_full_disk_is_one_line_and_whatever_orbax_leaves_undone_says_nothing(
+    tmp_path: Path,
+) -> None:
+    with small_disk(tmp_path / "disk", "400k") as disk:
+        command = [sys.executable, "-m", "trainer_core", "train", "--quiet", "run.directory=run"]
+        sizes = ["model.layers=1", "model.width=32", "model.heads=2", "data.batch_size=4"]
+        lengths = ["data.length=32", "run.steps=30", "checkpoint.every=4", "run.eval_batches=1"]
+        done = subprocess.run(
+            [*command, *sizes, *lengths], cwd=disk, capture_output=True, text=True, check=False
+        )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(
+        r"error: the checkpoint of step 8 .*no space left .* steps 4\n", done.stderr
+    )
 
 
 def test_a_failed_write_surfaces_at_the_next_save(run: Run, small_files: Any) -> None:

@@ -19,34 +19,40 @@ class quiet:
     def __enter__(self) -> None:
         self._before = sys.unraisablehook
         sys.unraisablehook = self._ours = _without_abandoned(self._before)
-        logging.getLogger("absl").addFilter(self)
+        for logger in _LOGGERS:
+            logger.addFilter(self)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        logging.getLogger("absl").removeFilter(self)
-        # Not after an error: what was abandoned complains when it ends or is collected.
-        if kind is None and sys.unraisablehook is self._ours:
+        for logger in _LOGGERS:
+            logger.removeFilter(self)
+        # After an error what was abandoned complains when it ends or is collected.
+        if kind is not None:
+            _LOGGERS[1].addFilter(_is_not_of_orbax)
+        elif sys.unraisablehook is self._ours:
             sys.unraisablehook = self._before
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return "orbax" not in record.pathname
+        return _is_not_of_orbax(record)
+
+
+_LOGGERS = (logging.getLogger("absl"), logging.getLogger("asyncio"))
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    # The event loop says of which task the error was that nobody asked for.
+    return "orbax" not in record.pathname and "/orbax/" not in record.getMessage()
 
 
 @contextmanager
 def quiet_reading() -> Iterator[None]:
     """Keep Orbax from writing anything to stderr. In one thread at a time only."""
-    asyncio = logging.getLogger("asyncio")
-    level = asyncio.level
-    asyncio.setLevel(logging.CRITICAL)  # "Task exception was never retrieved"
-    try:
-        with quiet(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                yield
-            except BaseException:
-                gc.collect()  # "coroutine was never awaited": now, not later
-                raise
-    finally:
-        asyncio.setLevel(level)
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except BaseException:
+            gc.collect()  # "coroutine was never awaited": now, not later
+            raise
 
 
 def reason(error: Exception) -> str:
