@@ -74,6 +74,10 @@ RECIPES = {
         '[model]\nuse = "mistakes:Silent"\n',
         ["mistakes:Silent", "recipe.toml:2", "build_state"],
     ),
+    "a plugin's table that nobody offers": (
+        "[plugins.tensorbord]\n",
+        ["[plugins.tensorbord] (", "recipe.toml:1): no installed", "did you mean 'tensorboard'"],
+    ),
     "an extra that answers no hook": (
         '[plugins.x]\nuse = "mistakes:Mute"\n',
         ["mistakes:Mute", "recipe.toml:2", "answers no hook"],
@@ -121,6 +125,10 @@ OVERRIDES = {
     "half of a table that a shell took apart": (
         "shard.mesh=fsdp=8",
         ["[shard] mesh", "command line", "not in quotes: 'shard.mesh={fsdp=8, ...}'"],
+    ),
+    "a plugin that nobody offers": (
+        "plugins.tensorbord=true",
+        ["[plugins] tensorbord = true (command line): no inst", "did you mean 'tensorboard'"],
     ),
     "a path for a name": ("run.name=a/b", ["name", "run.directory"]),
     "unknown key": ("run.stpes=3", ["'stpes'", "command line", "did you mean 'steps'"]),
@@ -174,6 +182,8 @@ def test_a_name_of_a_package_that_is_not_installed_says_what_to_install(
             "a table whose values are each a string or a list, each a string",
         ),
         ("data.path=3", """a string, in quotes: '"3"'"""),
+        ("shard.mesh={fsdp=8", "a table whose values are each a whole number; its } is missing"),
+        ("plugins.tensorboard=1", "a table, true or false"),
     ],
 )
 def test_what_a_value_of_another_type_could_be_is_said_as_it_would_be_taken(

@@ -157,7 +157,7 @@ def test_a_mistake_of_a_package_is_named_where_it_is_chosen_and_stops_nobody_els
     sys.modules.pop("odd", None)
     # Somebody named it.
     message = refused("plugins.odd={}")
-    assert message.startswith('[plugins.odd] use = "odd" (')
+    assert message.startswith("[plugins.odd] (command line): ")
     assert "3.2.1" in message or "odd:X" in message
     for text in (message, listed["odd"]["error"]):
         places = [text.find(part) for part in said]

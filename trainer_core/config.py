@@ -196,7 +196,7 @@ class _Resolver:
             if not isinstance(given, (dict, bool)):
                 place = self._place(f"plugins.{name}")
                 raise UserError(
-                    f"[plugins] {name} = {shown(given)} ({place}): expected a table, or false"
+                    f"[plugins] {name} = {shown(given)} ({place}): expected a table, true or false"
                 )
         return extras
 
@@ -212,7 +212,7 @@ class _Resolver:
         for table, slot, default in tables:
             use = self._get(f"{table}.use", default)
             place = self._place(f"{table}.use")
-            where = f"[{table}] use = {shown(use)} ({place})"
+            where = self._where(table, use)
             if not isinstance(use, str):
                 raise UserError(f"{where}: expected the name of a plugin, a string")
             try:
@@ -223,6 +223,15 @@ class _Resolver:
             self.classes[table] = registry.load(found[table], where)
             self.notices += check_class(self.classes[table], found[table], where)
         return found
+
+    def _where(self, table: str, use: Any) -> str:
+        """What names an implementation, and where: `use`, or what a plugin's table is called."""
+        owner, _, name = table.rpartition(".")
+        given = self._get(table, None)
+        if not owner or given is None or self._index(f"{table}.use") >= 0:
+            return f"[{table}] use = {shown(use)} ({self._place(f'{table}.use')})"
+        named = f"[{table}]" if isinstance(given, dict) else f"[{owner}] {name} = {shown(given)}"
+        return f"{named} ({self._place(table)})"
 
     def _directory(self) -> Path:
         """Where the run is, as far as that is known before its settings are checked."""

@@ -216,12 +216,21 @@ def _quoting_hint(key: str, value: Any, wanted: Any) -> str:
     is_table = get_origin(wanted) is dict
     if isinstance(value, (int, float)) and str in _alternatives(wanted):
         return f""", in quotes: '"{value}"'"""
+    if isinstance(value, str) and (closing := _unclosed(value)):
+        return f"; its {closing} is missing"
     if isinstance(value, str) and "=" in value and is_table:
         # Of key={a=1,b=2} bash makes two arguments: key=a=1 and key=b=2.
         return f"; a shell takes braces apart that are not in quotes: '{key}={{{value}, ...}}'"
     if is_table and _fits(value, get_args(wanted)[1]):
         return f", such as {{NAME = {shown(value)}}}"
     return ""
+
+
+def _unclosed(text: str) -> str:
+    """Return the brace or bracket that a table or a list on the command line lacks, if any."""
+    begun = text.strip()[:1]
+    closing = {"{": "}", "[": "]"}.get(begun, "")
+    return closing if closing and text.count(begun) > text.count(closing) else ""
 
 
 def _alternatives(wanted: Any) -> tuple[Any, ...]:
