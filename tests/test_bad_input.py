@@ -194,6 +194,42 @@ def test_what_a_value_of_another_type_could_be_is_said_as_it_would_be_taken(
     assert str(caught.value).partition("(command line): expected ")[2] == rest
 
 
+@pytest.mark.parametrize(
+    ("text", "override", "said"),
+    [
+        ("[run]\nsteps = true\n", "run.steps=3", "[run] steps = true (recipe.toml:2): expected"),
+        ("[run]\nsteps = 0\n", "run.steps=3", "[run] steps = 0 (recipe.toml:2): must be >= 1"),
+        (
+            "[shard]\nmesh = {data = true}\n",
+            "shard.mesh.data=1",
+            "[shard] mesh = {data = true} (recipe.toml:2): expected",
+        ),
+        ("run = 3\n", "run.steps=3", "run = 3 (recipe.toml:1): expected a table"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_one_though_the_command_line_says_otherwise(
+    folder: Path, text: str, override: str, said: str
+) -> None:
+    (folder / "recipe.toml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_config("recipe.toml", [override])
+    assert said in str(caught.value)
+
+
+def test_what_belongs_to_an_implementation_that_the_command_line_replaces_is_no_mistake(
+    folder: Path,
+) -> None:
+    (folder / "recipe.toml").write_text('[schedule]\nuse = "own"\nwarmup = "long"\n')
+    config = load_config("recipe.toml", ["schedule.use=cosine", "schedule.warmup=3"])
+    assert config.table["schedule"]["warmup"] == 3
+
+
+def test_a_recipe_may_begin_with_the_mark_of_notepad(folder: Path) -> None:
+    (folder / "recipe.toml").write_text("[run]\nsteps = 7\n", encoding="utf-8-sig")
+    config = load_config("recipe.toml")
+    assert (config.run.steps, config.origins["run.steps"]) == (7, "recipe.toml:2")
+
+
 @pytest.mark.parametrize("case", OVERRIDES)
 def test_a_mistake_in_an_override_names_key_and_remedy(folder: Path, case: str) -> None:
     override, parts = OVERRIDES[case]

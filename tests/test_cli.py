@@ -239,6 +239,16 @@ def test_mistake_is_one_message_on_stderr_and_exit_code_2(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_is_no_recipe_is_not_taken_for_an_empty_one(
+    command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "t.txt").touch()
+    ran = command("train", "t.txt")
+    assert (ran.code, ran.out) == (2, "")
+    assert "error: 't.txt' is no recipe, which is a .toml file" in ran.err
+    assert [each.name for each in tmp_path.iterdir()] == ["t.txt"]
+
+
 def test_run_without_a_checkpoint_cannot_be_read_and_says_so(command: Command) -> None:
     assert command("train", *QUICK, "--quiet").code == 0
     for name in ("sample", "evaluate"):

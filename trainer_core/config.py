@@ -17,7 +17,7 @@ from trainer_core.installed import core_alone
 from trainer_core.made_with import made_with
 from trainer_core.registry import PLUGINS, SLOTS, Candidate, Slot
 from trainer_core.run import DistributedSettings, RunSettings
-from trainer_core.settings import setting_fields, shown, structure, values_of
+from trainer_core.settings import check_given, setting_fields, shown, structure, values_of
 from trainer_core.suggest import did_you_mean, in_tables
 
 if TYPE_CHECKING:
@@ -179,15 +179,17 @@ class _Resolver:
 
     def _check_tables(self) -> None:
         known = [*CORE_TABLES, *SLOTS, "plugins"]
-        for name, value in self.merged.items():
-            if name not in known:
-                hint = did_you_mean(name, known) if isinstance(value, dict) else in_tables(name)
-                raise UserError(
-                    f"there is no table [{name}] ({self._place(name)})"
-                    f"{hint}; there are: {', '.join(known)}"
-                )
-            if not isinstance(value, dict):
-                raise UserError(f"{name} = {shown(value)} ({self._place(name)}): expected a table")
+        for layer in self.layers:
+            for name, value in layer.table.items():
+                if name not in known:
+                    hint = did_you_mean(name, known) if isinstance(value, dict) else in_tables(name)
+                    raise UserError(
+                        f"there is no table [{name}] ({layer.place(name)})"
+                        f"{hint}; there are: {', '.join(known)}"
+                    )
+                if not isinstance(value, dict):
+                    place = layer.place(name)
+                    raise UserError(f"{name} = {shown(value)} ({place}): expected a table")
 
     def _extras(self) -> dict[str, Any]:
         extras: dict[str, Any] = dict.fromkeys(registry.DEFAULT_PLUGINS, True)
@@ -242,6 +244,7 @@ class _Resolver:
         given = self._get(table, {})
         given = dict(given) if isinstance(given, dict) else {}
         cls = self.classes[table]
+        self._check_given(table, cls)
         if candidate is not None:
             given.pop("use", None)
             self._drop_foreign(table, candidate, cls, given)
@@ -264,6 +267,14 @@ class _Resolver:
                 self._place(dotted) if asked else made.sources.get(key, "default")
             )
         return made.instance
+
+    def _check_given(self, table: str, cls: type[Any]) -> None:
+        """Check what each file says of an implementation, though a later layer says otherwise."""
+        for layer in self.layers[max(0, self._index(f"{table}.use")) :]:
+            given = layer.given(table)
+            if layer.lines and isinstance(given, Mapping):
+                places = {key: layer.place(f"{table}.{key}") for key in given}
+                check_given(cls, given, f"[{table}]", places.__getitem__)
 
     def _check_name(self, run: RunSettings) -> None:
         if run.directory and self._index("run.name") > self._index("run.directory"):
@@ -332,10 +343,7 @@ class _Resolver:
     def _index(self, dotted: str) -> int:
         """Which layer has the last word on a key; -1 where none names it."""
         for index in reversed(range(len(self.layers))):
-            value: Any = self.layers[index].table
-            for part in dotted.split("."):
-                value = value.get(part) if isinstance(value, Mapping) else None
-            if value is not None:
+            if self.layers[index].given(dotted) is not None:
                 return index
         return -1
 

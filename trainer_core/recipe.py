@@ -32,6 +32,13 @@ class Layer:
     table: Table
     lines: Mapping[str, int] = attrs.field(factory=dict)
 
+    def given(self, key: str) -> Any:
+        """Return the value of a dotted key; None where it has none."""
+        value: Any = self.table
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value
+
     def place(self, key: str) -> str:
         """Return where a dotted key stands: `recipe.toml:12`."""
         while key and key not in self.lines:
@@ -87,7 +94,7 @@ def _file_layers(path: Path, children: tuple[Path, ...]) -> list[Layer]:
     if path.resolve() in [child.resolve() for child in children]:
         raise UserError(f"{children[-1]}: base = {str(path)!r} leads back to itself")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Notepad puts a mark before it
     except FileNotFoundError:
         near = sorted(str(each) for each in path.parent.glob("*.toml"))
         hint = f"; in that folder: {', '.join(near)}" if near else ""

@@ -80,6 +80,23 @@ def structure(
     return Structured(instance, {key: source for key in derived if key not in table})
 
 
+def check_given(
+    cls: type[Any], table: Mapping[str, Any], title: str, place: Callable[[str], str]
+) -> None:
+    """Check each value of a table by itself, whether or not another takes its place.
+
+    Args:
+        cls, table, title, place: as for `structure`; keys that are no settings are passed over.
+
+    Raises:
+        UserError: a wrong type, a value out of range.
+    """
+    fields = setting_fields(cls)
+    for key, value in table.items():
+        if key in fields and value is not None:
+            _convert(fields[key], value, title, place)
+
+
 def setting_fields(cls: type[Any]) -> dict[str, attrs.Attribute[Any]]:
     """Return the settings of a plugin's class, by key."""
     attrs.resolve_types(cls)

@@ -48,5 +48,7 @@ def split(settings: Sequence[str]) -> tuple[Path | None, list[str]]:
                 f"{text!r} is neither KEY=VALUE, such as run.steps=100, nor a recipe: there is "
                 f"no such file"
             )
+        if path.suffix != ".toml":
+            raise UserError(f"{text!r} is no recipe, which is a .toml file")
         recipe = path
     return recipe, overrides
