@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import optax
 import programs
 import pytest
 from command import PERCEPTRON
@@ -27,7 +28,7 @@ from trainer_core.terminal.live import LiveDisplay
 from trainer_core.terminal.pace import Pace
 from trainer_core.terminal.page import Page
 from trainer_core.terminal.plain import PlainDisplay
-from trainer_core.terminal.summary import resumed_rows, summary_rows
+from trainer_core.terminal.summary import resumed_rows, schedule_rows, summary_rows
 
 METRICS = {
     "loss": 1.83424,
@@ -278,6 +279,39 @@ def test_summary_names_model_devices_optimizer_place_and_start() -> None:
     assert rows["resumed"] == "from the checkpoint of step 7"
 
 
+@pytest.mark.parametrize(
+    ("steps", "skipped", "said"),
+    [
+        (12, 0, []),
+        (12, 3, []),
+        (
+            20,
+            0,
+            [("schedule", "another from here on: the learning rate is 2.99e-02, and was 0.00e+00")],
+        ),
+        (
+            20,
+            3,
+            [("schedule", "another from here on: the learning rate is 5.41e-02, and was 1.73e-02")],
+        ),
+    ],
+)
+def test_a_run_whose_schedule_is_stretched_says_where_its_rate_jumps(
+    steps: int, skipped: int, said: list[Any], tmp_path: Path
+) -> None:
+    def schedule(steps: int) -> Any:
+        return optax.cosine_decay_schedule(0.1, steps - 1)
+
+    lines = [{"step": 11}, {"step": 12, "learning_rate": float(schedule(12)(11 - skipped))}]
+    lines[1]["skipped_steps"] = skipped
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    run: Any = SimpleNamespace(directory=tmp_path)
+    program: Any = SimpleNamespace(schedule=schedule(steps))
+    assert schedule_rows(run, program, 12) == said
+    (tmp_path / "metrics.jsonl").unlink()
+    assert schedule_rows(run, program, 12) == []
+
+
 def test_what_a_run_is_is_shown_once_before_it_is_compiled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -295,6 +329,7 @@ def test_a_run_that_goes_on_says_so_below_what_it_is(
     watched: Any, step: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     watched.devices = watched.devices_before = "1 x CPU"
+    watched.directory = Path("nowhere")
     display = PlainDisplay(every=5.0)
     display.show(watched, SimpleNamespace())
     display.show(watched, SimpleNamespace())

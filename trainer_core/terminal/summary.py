@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from trainer_core.defaults.jsonl import read_metrics
+from trainer_core.errors import UserError
 from trainer_core.terminal import figures
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ class Summary:
     def __init__(self, page: Page) -> None:
         self._page = page
         self._column = 0  # of the values; 0 before there are any
+        self._program: Program | None = None
 
     @property
     def is_shown(self) -> bool:
@@ -32,13 +36,17 @@ class Summary:
 
     def show(self, run: Run, program: Program) -> None:
         """Print what is known before anything is compiled."""
+        self._program = program
         rows = summary_rows(run, program)
         self._column = max(len(label) for label, _ in rows) + 2
         self._page.rows(rows)
 
     def end(self, run: Run, step: int) -> None:
         """The run begins after `step` steps: what follows is no longer what it is."""
-        self._page.rows(resumed_rows(run, step), left=self._column)
+        rows = resumed_rows(run, step)
+        if rows and self._program is not None:
+            rows += schedule_rows(run, self._program, step)
+        self._page.rows(rows, left=self._column)
         self._page.line()
 
 
@@ -71,6 +79,30 @@ def resumed_rows(run: Run, step: int) -> list[tuple[str, str]]:
     moved = run.devices_before not in ("", run.devices)
     before = f", made on {run.devices_before}" if moved else ""
     return [("resumed", f"from the checkpoint of step {step:,}{before}")]
+
+
+def schedule_rows(run: Run, program: Program, step: int) -> list[tuple[str, str]]:
+    """Return the row of a run whose learning rate was another when it came to this step.
+
+    As where `run.steps` grew, which stretches a schedule that falls until the last.
+    """
+    try:
+        reported = read_metrics(run.directory / "metrics.jsonl")
+    except UserError:
+        return []
+    at = max((each for each in reported if each <= step), default=0)
+    before = reported.get(at, {}).get("learning_rate")
+    skipped = int(reported.get(at, {}).get("skipped_steps", 0))
+    if before is None:
+        return []
+    # A step that was skipped itself had the rate of the one after.
+    now = [float(program.schedule(at - skipped - one)) for one in (1, 0)]
+    if any(math.isclose(before, each, rel_tol=1e-3) for each in now):
+        return []
+    rates = figures.scientific(float(program.schedule(step - skipped))), figures.scientific(before)
+    return [
+        ("schedule", f"another from here on: the learning rate is {rates[0]}, and was {rates[1]}")
+    ]
 
 
 def _batch(run: Run, program: Program) -> str:
