@@ -279,6 +279,17 @@ def test_summary_names_model_devices_optimizer_place_and_start() -> None:
     assert rows["resumed"] == "from the checkpoint of step 7"
 
 
+@pytest.mark.eight_devices
+@pytest.mark.parametrize(
+    ("axis", "batch"),
+    [("data", "16 examples a step"), ("tensor", "16 examples a step, the same on all 8 devices")],
+)
+def test_a_batch_that_no_axis_divides_is_said_to_be_on_every_device(axis: str, batch: str) -> None:
+    mesh = {"data": 1, "fsdp": 1, "tensor": 1, axis: 8}
+    parts = programs.build(programs.recipe(shard={"mesh": mesh}))
+    assert dict(summary_rows(parts.run, parts.program))["batch"] == batch
+
+
 @pytest.mark.parametrize(
     ("steps", "skipped", "said"),
     [

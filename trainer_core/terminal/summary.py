@@ -108,6 +108,8 @@ def schedule_rows(run: Run, program: Program, step: int) -> list[tuple[str, str]
 def _batch(run: Run, program: Program) -> str:
     parts = int(run.config["accumulate"].get("microbatches", 1))
     split = f", in {parts} microbatches" if parts > 1 else ""
+    if run.mesh.size > run.axes.batch_parts() == 1:
+        split += f", the same on all {run.mesh.size} devices"
     tokens = program.tokens_per_step
     if tokens is None:
         return f"{run.batch_size:,} examples a step{split}"
