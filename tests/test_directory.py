@@ -8,6 +8,7 @@ import shutil
 import tomllib
 from pathlib import Path
 
+import programs
 import pytest
 from command import trainer
 from programs import recipe
@@ -89,6 +90,12 @@ def test_one_that_was_killed_before_its_first_was_written_is(tmp_path: Path) -> 
 def test_what_training_does_not_depend_on_may_change(done: Path, override: str) -> None:
     config = recipe(run={"directory": str(done), "steps": 1})
     check_directory(load_config(config, [override]), accept_changes=False)
+
+
+def test_a_run_knows_which_of_its_keys_may_change(done: Path) -> None:
+    run = programs.build(recipe(run={"directory": str(done), "steps": 1})).run
+    keys = ["run.log_every", "plugins.progress.style", "plugins.logs.use", "model.terms"]
+    assert [run.may_change(key) for key in keys] == [True, True, True, False]
 
 
 def test_another_implementation_is_one_line_not_one_for_each_setting(done: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import jax
 
 from trainer_core.axes import AxisRules
 from trainer_core.config import Config
-from trainer_core.directory import recorded
+from trainer_core.directory import may_change, recorded
 from trainer_core.distributed import check_devices, connect, tell
 from trainer_core.group import Group
 from trainer_core.hooks import Hooks, register
@@ -73,6 +74,7 @@ def _assembled(
         group=group,
         stopping=stopping,
         devices_before=recorded(config.directory, "devices") or "",
+        may_change=functools.partial(may_change, config),
     )
     return run, register(config)
 

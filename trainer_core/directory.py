@@ -240,7 +240,7 @@ def _recorded_config(config: Config) -> dict[str, Any] | None:
 def _changes(config: Config) -> list[str]:
     old = _recorded_config(config)
     changes = {} if old is None else differences(old, config.table)
-    return [line for key, line in changes.items() if not _may_change(config, key)]
+    return [line for key, line in changes.items() if not may_change(config, key)]
 
 
 def _check_recorded(config: Config, remedy: str) -> None:
@@ -263,7 +263,8 @@ def _check_recorded(config: Config, remedy: str) -> None:
     )
 
 
-def _may_change(config: Config, key: str) -> bool:
+def may_change(config: Config, key: str) -> bool:
+    """Return whether a run goes on, without being asked, where a dotted key has changed."""
     table, _, rest = key.partition(".")
     if table == "plugins":
         name, _, rest = rest.partition(".")

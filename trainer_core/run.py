@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,6 +136,8 @@ class Run:
         stopping: whether the run will stop at the next step boundary.
         devices_before: what `devices` was when the run directory was last trained in; empty where
             it was not.
+        may_change: whether a dotted key of the config may change when the run goes on: what it
+            trains does not depend on that.
     """
 
     config: Mapping[str, Any]
@@ -148,6 +150,7 @@ class Run:
     group: Group | None = None
     stopping: StopRequest = attrs.field(factory=StopRequest)
     devices_before: str = ""
+    may_change: Callable[[str], bool] = lambda key: False
 
     @property
     def devices(self) -> str:

@@ -74,6 +74,17 @@ def test_the_keys_of_the_config_that_explain_it_come_first(run: Run, state: Trai
     ]
 
 
+def test_a_key_that_may_change_freely_explains_nothing(run: Run, state: TrainState) -> None:
+    config = {"model": {"layers": 3}, "plugins": {"progress": {"style": "quiet"}}}
+    other = attrs.evolve(run, config=config, may_change=lambda key: key.startswith("plugins."))
+    message = refusal(other, attrs.evolve(state, buffers={})).splitlines()
+    assert message[1:3] == [
+        "It was written with another config:",
+        "  model.layers: (not set) -> 3",
+    ]
+    assert message[3].startswith("unexpected: ")
+
+
 def test_of_many_paths_twenty_are_listed_the_models_first(run: Run, state: TrainState) -> None:
     params = {f"layer_{at}": jnp.zeros(1) for at in range(22)}
     sgd = optax.sgd(0.1, momentum=0.9).init(params)

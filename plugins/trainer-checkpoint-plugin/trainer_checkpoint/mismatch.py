@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
 from trainer_checkpoint.convert.paths import in_order
 from trainer_core.directory import differences
 from trainer_core.errors import UserError
+
+if TYPE_CHECKING:
+    from trainer_core.run import Run
 
 _SHOWN = 20  # of each kind
 _SHAPING = ("model", "data", "optimizer", "step", "accumulate", "plugins")  # tables
@@ -20,14 +23,15 @@ def check_same(
     wanted: Described,
     where: str,
     old: Mapping[str, Any],
-    new: Mapping[str, Any],
+    run: Run,
 ) -> None:
     """Check that a checkpoint has the arrays that a run needs.
 
     Args:
         saved, wanted: `tree.described` of the checkpoint's leaves, and of those of the run.
         where: the checkpoint's path, for the message.
-        old, new: the config that the checkpoint was written with, and that of the run.
+        old: the config that the checkpoint was written with.
+        run: the run.
 
     Raises:
         UserError: it has not; says what differs in the configs, and in the arrays.
@@ -44,7 +48,7 @@ def check_same(
     last = {path for path in {*saved, *wanted} if not path.startswith(("params/", "buffers/"))}
     lines = [
         f"{where} is of another model or optimizer than this run; nothing was written.",
-        *changed_config(old, new),
+        *changed_config(old, run.config, run.may_change),
         *listed("missing", "this run needs it, the checkpoint lacks it", missing, last),
         *listed("unexpected", "the checkpoint has it, this run does not", unexpected, last),
         *listed("different", "of another shape or dtype", different, last),
@@ -55,19 +59,30 @@ def check_same(
     raise UserError("\n".join(lines))
 
 
-def changed_config(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return what may explain that the arrays of two runs differ."""
+def changed_config(
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    may_change: Callable[[str], bool] = lambda key: False,
+) -> list[str]:
+    """Return what may explain that the arrays of two runs differ.
+
+    Args:
+        old, new: their configs.
+        may_change: whether a dotted key explains nothing: what is trained depends not on it.
+    """
     found = differences(_shaping(old), _shaping(new))
-    if not found:
+    lines = [f"  {line}" for key, line in found.items() if not may_change(key)]
+    if not lines:
         return ["The config is the same: what the code makes of it has changed."]
-    return ["It was written with another config:", *(f"  {line}" for line in found.values())]
+    return ["It was written with another config:", *lines]
 
 
 def _shaping(config: Mapping[str, Any]) -> dict[str, Any]:
     tables = {name: table for name, table in config.items() if name in _SHAPING}
     # One that is off shapes nothing, and commands that read a run switch the display off.
-    on = {name: plugin for name, plugin in tables.get("plugins", {}).items() if plugin is not False}
-    return tables | {"plugins": on}
+    plugins = tables.pop("plugins", {})
+    on = {name: plugin for name, plugin in plugins.items() if plugin is not False}
+    return tables | ({"plugins": on} if on else {})
 
 
 def listed(

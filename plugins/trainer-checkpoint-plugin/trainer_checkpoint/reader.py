@@ -151,7 +151,7 @@ def _described(
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     meta = read_meta(path, step)
     wanted = tree.described(tree.by_path(like))
-    check_same(meta["leaves"], wanted, str(path), meta["config"], run.config)
+    check_same(meta["leaves"], wanted, str(path), meta["config"], run)
     return meta, _position(path / DATA, run.process, run.processes)
 
 
