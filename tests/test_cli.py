@@ -249,14 +249,36 @@ def test_a_file_that_is_no_recipe_is_not_taken_for_an_empty_one(
     assert [each.name for each in tmp_path.iterdir()] == ["t.txt"]
 
 
-def test_run_without_a_checkpoint_cannot_be_read_and_says_so(command: Command) -> None:
-    assert command("train", *QUICK, "--quiet").code == 0
+@pytest.mark.parametrize(
+    ("use", "said"),
+    [
+        ("models:Forgetful", 'has no checkpoint yet ([checkpoint] use = "models:Forgetful"); it'),
+        ("none", 'has no checkpoint, and will have none: [checkpoint] use = "none" (runs/default/'),
+    ],
+)
+def test_run_without_a_checkpoint_cannot_be_read_and_says_so(
+    use: str, said: str, command: Command
+) -> None:
+    assert command("train", *QUICK, f"checkpoint.use={use}", "--quiet").code == 0
     for name in ("sample", "evaluate"):
         ran = command(name, "runs/default")
         assert (ran.code, ran.out) == (2, "")
-        assert "runs/default has no checkpoint yet" in ran.err
+        assert f"runs/default {said}" in ran.err
     # It is found where somebody looks beside it.
     assert "the newest runs are: runs/default" in command("sample", "runs/defualt").err
+
+
+def test_damaged_checkpoints_that_are_read_say_nothing_of_training(
+    command: Command, tmp_path: Path
+) -> None:
+    training = "To train from the start"
+    assert command("train", *QUICK, "checkpoint.use=orbax", "--quiet").code == 0
+    shutil.rmtree(tmp_path / "runs/default/checkpoints/2/state")
+    read = command("evaluate", "runs/default")
+    assert (read.code, read.out) == (1, "")
+    assert read.err.endswith("can be trusted (steps 2); nothing was deleted\n")
+    assert training not in read.err
+    assert training in command("train", *QUICK, "checkpoint.use=orbax", "run.steps=3").err
 
 
 FAILING = """

@@ -136,6 +136,7 @@ class Run:
         stopping: whether the run will stop at the next step boundary.
         devices_before: what `devices` was when the run directory was last trained in; empty where
             it was not.
+        is_read: whether a command reads its newest state, and trains nothing.
         may_change: whether a dotted key of the config may change when the run goes on: what it
             trains does not depend on that.
     """
@@ -150,6 +151,7 @@ class Run:
     group: Group | None = None
     stopping: StopRequest = attrs.field(factory=StopRequest)
     devices_before: str = ""
+    is_read: bool = False
     may_change: Callable[[str], bool] = lambda key: False
 
     @property

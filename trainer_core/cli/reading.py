@@ -57,6 +57,7 @@ def read_run(
             from trainer_core.signals import interruptible
 
             run, hooks = opened(config)
+            run = attrs.evolve(run, is_read=True)
             stack.enter_context(closing(run, hooks))
             phase("building")
             program = built(run, hooks)
@@ -65,15 +66,22 @@ def read_run(
             like = program.abstract_state
             state = interruptible(lambda: hooks.restore(run=run, like=like, data=program.data))
         if state is None:
-            use = config.chosen["checkpoint"].candidate.name
-            raise UserError(
-                f"{directory} has no checkpoint yet ([checkpoint] use = {json.dumps(use)}); "
-                f"it has one after its first save"
-            )
+            raise _has_none(directory, config)
         if params is not None:
             state = attrs.evolve(state, params=_kept(state, params))
         run.pass_by("evaluating")
         yield Reading(program, state, int(state.step))
+
+
+def _has_none(directory: Path, config: Config) -> UserError:
+    use = config.chosen["checkpoint"].candidate.name
+    said = f"[checkpoint] use = {json.dumps(use)}"
+    if use == "none":
+        return UserError(
+            f"{directory} has no checkpoint, and will have none: {said} "
+            f"({config.origins['checkpoint.use']}); train a run with another"
+        )
+    return UserError(f"{directory} has no checkpoint yet ({said}); it has one after its first save")
 
 
 def params_argument(parser: Parser) -> None:

@@ -229,3 +229,5 @@ def test_help_says_what_may_be_left_out(command: str, usage: str, capsys: Any) -
 def test_what_holds_no_checkpoint_is_a_mistake(action: str, tmp_path: Path, capsys: Any) -> None:
     assert trainer(["checkpoint", action, str(tmp_path)]) == 2
     assert "holds no checkpoint of a run" in capsys.readouterr().err
+    assert trainer(["checkpoint", action, str(tmp_path / "nope")]) == 2
+    assert f"{tmp_path / 'nope'} does not exist; give a run" in capsys.readouterr().err

@@ -72,10 +72,13 @@ def read_newest(run: Run, directory: Path, like: TrainState) -> Checkpoint | Non
             logger.warning("checkpoint %s is not used: %s", directory / str(step), error)
     if found:
         which = numbers if have_meta else f"{numbers}; none is complete: copy them again"
+        anew = (
+            f". To train from the start, start another run with {run.settings.another}, or move "
+            f"that folder away"
+        )
         raise RunError(
-            f"no checkpoint in {directory} can be trusted ({which}); nothing was deleted. To "
-            f"train from the start, start another run with {run.settings.another}, or move that "
-            f"folder away"
+            f"no checkpoint in {directory} can be trusted ({which}); nothing was deleted"
+            f"{'' if run.is_read else anew}"
         )
     return None
 

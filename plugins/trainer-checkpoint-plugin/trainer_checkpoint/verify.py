@@ -94,7 +94,8 @@ def _folders(path: Path) -> list[Path]:
     for folder in (absolute / "checkpoints", absolute):
         if found := steps(folder):
             return [folder / str(step) for step in found]
-    raise UserError(f"{path} holds no checkpoint of a run; give a run, or one step of it")
+    what = "holds no checkpoint of a run" if path.exists() else "does not exist"
+    raise UserError(f"{path} {what}; give a run, or one step of it")
 
 
 def _found(path: Path, problem: str = "", read_arrays: bool = False) -> Found | None:
