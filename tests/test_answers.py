@@ -40,7 +40,7 @@ class Schedule:
 class Data:
     @hookimpl
     def build_data(self):
-        return [1, 2]
+        return 3
 
 @plugin
 class Evaluation:
@@ -55,12 +55,16 @@ class Evaluation:
     [
         (
             "optimizer",
-            '[optimizer] use = "answers:Optimizer" gives the optax transformation as a function, '
+            '[optimizer] use = "answers:Optimizer": its build_optimizer returned the optax '
+            "transformation as a function, "
             "which has no init and no update; was it meant to be called?",
         ),
-        ("model", "gives the model as a dict, which has no init and no terms"),
-        ("schedule", "gives the learning rate as a float, which has no __call__"),
-        ("data", "gives the data as a list, which has no batch"),
+        ("model", "its build_state returned the model as a dict, which has no init and no terms"),
+        (
+            "schedule",
+            "its build_schedule returned the learning rate as a float, which has no",
+        ),
+        ("data", "its build_data returned the data as an int, which has no batch"),
     ],
 )
 def test_an_answer_of_another_kind_names_its_plugin(

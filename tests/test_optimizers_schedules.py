@@ -41,6 +41,45 @@ def updates(optimizer: Any, params: Any) -> Any:
     return found
 
 
+class Odd:
+    """What `optax` takes for a transformation, and JAX for none."""
+
+    @staticmethod
+    def init(leak: int) -> optax.GradientTransformation:
+        return optax.GradientTransformation(lambda params: 1 / leak, lambda *_: None)
+
+
+def refused_update(learning_rate: Any, why: str = "") -> optax.GradientTransformation:
+    def update(grads: Any, state: Any, params: Any = None) -> Any:
+        raise UserError(f"no update: {why}")
+
+    return optax.GradientTransformation(lambda params: (), update)
+
+
+@pytest.mark.parametrize(
+    ("transform", "arguments", "said"),
+    [
+        (
+            "optax:adam",
+            {"b1": "x"},
+            '[optimizer] use = "optax", transform = "optax:adam", arguments = {b1 = "x"}: its '
+            "`update` raised TypeError: ",
+        ),
+        ("test_optimizers_schedules:Odd.init", {"leak": 0}, "its `init` raised ZeroDivisionError"),
+        ("test_optimizers_schedules:refused_update", {"why": "so"}, "no update: so"),
+    ],
+)
+def test_what_an_optimizer_raises_while_it_is_traced_names_its_settings(
+    transform: str, arguments: Any, said: str
+) -> None:
+    table = {"use": "optax", "transform": transform, "arguments": arguments}
+    with pytest.raises(UserError) as caught:
+        build(recipe(optimizer=table)).program.compile_step()
+    assert str(caught.value).startswith(said) or f"}}: {said}" in str(caught.value)
+    if "raised" in said:
+        assert caught.value.keys == ("optimizer.use", "optimizer.transform", "optimizer.arguments")
+
+
 def test_adamw_is_optax_adamw_and_decays_matrices_alone() -> None:
     optimizer, params = optimizer_of(
         use="adamw", beta1=0.8, beta2=0.9, epsilon=1e-6, weight_decay=0.3

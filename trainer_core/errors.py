@@ -47,6 +47,18 @@ class SettingError(ValueError):
         self.key = key
 
 
+def first_line(error: BaseException) -> str:
+    """Return what was raised: its type, and the first line of what it says."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def kind_of(value: object) -> str:
+    """Return what a value is, with its article: `a dict`, `an int`."""
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
 def listed(lines: Sequence[str], most: int = 20) -> str:
     """Return the first of some lines, each indented on a line of its own, and how many follow."""
     more = [f"… and {len(lines) - most} more"] if len(lines) > most else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -9,8 +10,10 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from trainer_core.axes import mesh_axes_of
-from trainer_core.errors import UserError, listed
+from trainer_core.errors import TrainerError, UserError, first_line, kind_of, listed
+from trainer_core.registry import SLOTS
 from trainer_core.run import Run
+from trainer_core.settings import shown
 from trainer_core.types import Data, Metrics, Model, ParamInfo, Shardings, TrainState
 
 
@@ -31,12 +34,44 @@ def check_answer(run: Run, slot: str, answer: Any, wanted: str, methods: tuple[s
     missing = [each for each in methods if not callable(getattr(answer, each, None))]
     if missing:
         hint = "; was it meant to be called?" if callable(answer) else ""
-        use, kind = run.config[slot]["use"], type(answer).__name__
+        use, hook = run.config[slot]["use"], SLOTS[slot].hooks[0]
         raise UserError(
-            f'[{slot}] use = "{use}" gives {wanted} as a {kind}, '
+            f'[{slot}] use = "{use}": its {hook} returned {wanted} as {kind_of(answer)}, '
             f"which has no {' and no '.join(missing)}{hint}",
             f"{slot}.use",
         )
+
+
+def naming_settings(run: Run, optimizer: Any) -> Any:
+    """Return an optimizer whose `init` and `update` name its settings in what they raise.
+
+    Both are only ever traced: what they refuse comes from the config, or from their own code.
+    """
+    table = run.config["optimizer"]
+    keys = [key for key in ("use", "transform", "arguments") if key in table]
+    said = ", ".join(f"{key} = {shown(table[key])}" for key in keys)
+
+    def naming(name: str) -> Any:
+        function = getattr(optimizer, name)
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return function(*args, **kwargs)
+            except TrainerError:
+                raise
+            except Exception as error:
+                raise UserError(
+                    f"[optimizer] {said}: its `{name}` raised {first_line(error)}; --traceback "
+                    f"shows where",
+                    *(f"optimizer.{key}" for key in keys),
+                ) from error
+
+        return call
+
+    if not hasattr(optimizer, "_replace"):  # no tuple as optax has it, but like one
+        return optimizer
+    return optimizer._replace(init=naming("init"), update=naming("update"))
 
 
 def batch_shapes(run: Run, rows: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:

@@ -8,6 +8,8 @@ from typing import Any, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from trainer_core.errors import UserError, first_line
+
 Constrain: TypeAlias = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
 
 
@@ -73,15 +75,27 @@ def attention(
 
     Returns:
         [batch, length, heads, head_dim], in the dtype of the query.
+
+    Raises:
+        UserError: cuDNN is asked for and not there, or does not take these arrays.
     """
     mask = None
     if segments is not None:
         mask = (segments[:, :, None] == segments[:, None, :])[:, None]  # [batch, 1, length, length]
     named: Any = {"auto": None}.get(implementation, implementation)
     chosen: Literal["xla", "cudnn"] | None = named
-    return jax.nn.dot_product_attention(
-        query, key, value, mask=mask, is_causal=True, implementation=chosen
-    )
+    try:
+        return jax.nn.dot_product_attention(
+            query, key, value, mask=mask, is_causal=True, implementation=chosen
+        )
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        if implementation != "cudnn":
+            raise
+        said = first_line(error).rstrip(".")
+        raise UserError(
+            f'[model] attention = "cudnn": JAX raised {said}; set "auto" or "xla"',
+            "model.attention",
+        ) from error
 
 
 def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:

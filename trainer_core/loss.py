@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from trainer_core.errors import UserError
+from trainer_core.errors import UserError, kind_of
 from trainer_core.types import Batch, Buffers, LossFn, Model, Params, Term
 
 MODEL = ("model.use", "model.module")  # the settings that an error about the model comes from
@@ -102,4 +102,4 @@ def described(value: Any) -> str:
     """Return what a model gave instead of a Term, in words."""
     if hasattr(value, "shape"):
         return f"a bare array of shape {tuple(value.shape)}"
-    return f"a {type(value).__name__}"
+    return kind_of(value)

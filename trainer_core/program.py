@@ -20,6 +20,7 @@ from trainer_core.fitting import (
     check_shardings,
     check_step,
     check_tokens,
+    naming_settings,
 )
 from trainer_core.hooks import Hooks
 from trainer_core.loss import build_loss
@@ -181,6 +182,7 @@ def build_program(run: Run, hooks: Hooks) -> Program:
     check_answer(run, "schedule", schedule, "the learning rate", ("__call__",))
     optimizer = hooks.build_optimizer(run=run, model=model, learning_rate=schedule)
     check_answer(run, "optimizer", optimizer, "the optax transformation", ("init", "update"))
+    optimizer = naming_settings(run, optimizer)
     told = hooks.describe_optimizer(run=run, model=model)
     loss = build_loss(model)
     jax.eval_shape(loss, params, buffers, shapes, key, None)

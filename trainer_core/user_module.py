@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from trainer_core.errors import UserError
+from trainer_core.errors import UserError, first_line
 from trainer_core.imports import check_makes, load_object
 from trainer_core.loss import MODEL, described
 from trainer_core.suggest import did_you_mean
@@ -162,8 +162,7 @@ def nested(leaves: Iterable[tuple[tuple[Any, ...], Any]]) -> dict[str, Any]:
 
 
 def building_raised(error: Exception) -> str:
-    first_line = str(error).split("\n")[0]
-    return f"building the model raised {type(error).__name__}: {first_line}"
+    return f"building the model raised {first_line(error)}"
 
 
 def _check_arguments(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from attrs.validators import and_, ge, lt
 
-from trainer_core.errors import UserError
+from trainer_core.errors import UserError, kind_of
 from trainer_core.plugin import hookimpl, plugin, setting
 from trainer_core.settings import in_float32
 
@@ -121,7 +121,7 @@ class Optax:
             ) from error
         if not isinstance(made, kind):
             raise UserError(
-                f'[optimizer] transform = "{self.transform}" returned a {type(made).__name__}; '
+                f'[optimizer] transform = "{self.transform}" returned {kind_of(made)}; '
                 f"expected an optax.GradientTransformation",
                 "optimizer.transform",
             )

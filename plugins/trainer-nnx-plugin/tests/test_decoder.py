@@ -13,6 +13,7 @@ from trainer_nnx.decoder import Decoder, decoder_model
 from trainer_core import layers
 from trainer_core.decoder import DecoderConfig
 from trainer_core.decoder_parameters import decoder_parameters, initialize
+from trainer_core.errors import UserError
 from trainer_core.losses import token_cross_entropy
 
 KEY = jax.random.key(1)
@@ -117,6 +118,18 @@ def test_parameters_in_bfloat16_are_those_in_float32_rounded() -> None:
     assert {info.dtype for info in jax.tree.leaves(decoder_parameters(narrow_config))} == {
         jnp.dtype("bfloat16")
     }
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="there may be a cuDNN")
+def test_attention_that_is_not_there_names_its_setting() -> None:
+    query = jnp.ones((1, 4, 2, 8))
+    with pytest.raises(UserError) as caught:
+        layers.attention(query, query, query, None, "cudnn")
+    assert str(caught.value) == (
+        '[model] attention = "cudnn": JAX raised RuntimeError: cuDNN is not detected; set "auto" '
+        'or "xla"'
+    )
+    assert caught.value.keys == ("model.attention",)
 
 
 def test_unknown_attention_is_not_silently_replaced(decoder: Any, batch: Any) -> None:
