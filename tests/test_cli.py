@@ -21,7 +21,9 @@ from command import DECODER, PERCEPTRON, TRAINER, environment, files, trainer
 
 from trainer_core.cli import run
 from trainer_core.cli.commands import COMMANDS
+from trainer_core.cli.failures import Context, crashed, refused
 from trainer_core.config import load_config
+from trainer_core.errors import UserError
 
 QUICK = [*PERCEPTRON, "checkpoint.use=none", "run.steps=2", "run.eval_every=0"]
 TEXT = "".join(f"def f{i}(x):\n    return x + {i}\n\n\n" for i in range(400))
@@ -279,6 +281,20 @@ def test_damaged_checkpoints_that_are_read_say_nothing_of_training(
     assert read.err.endswith("can be trusted (steps 2); nothing was deleted\n")
     assert training not in read.err
     assert training in command("train", *QUICK, "checkpoint.use=orbax", "run.steps=3").err
+
+
+@pytest.mark.parametrize(("end", "kind"), [(refused, UserError), (crashed, KeyError)])
+def test_what_process_0_says_too_is_said_in_short(
+    end: Any, kind: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = kind("the recipes differ, " * 9 + "\n  and so on")
+    error.is_told = True
+    assert end(error, Context()) == (2 if kind is UserError else 1)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: process 0 says why: ")
+    assert "the recipes differ" in line
+    assert line.endswith(" …")
+    assert len(line) < 120
 
 
 FAILING = """

@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from textwrap import shorten
 
 import attrs
 
@@ -18,6 +19,8 @@ OUT_OF_MEMORY = (
     "what makes it fit: a smaller data.batch_size or data.length, accumulate.microbatches=N, "
     "model.remat=full, more devices under [shard] mesh"
 )
+
+_BRIEFLY = 90  # characters of what process 0 says in full
 
 
 @attrs.define
@@ -39,8 +42,7 @@ def refused(error: TrainerError, context: Context) -> int:
     """Say what was wrong; the text of a TrainerError is all that a person needs."""
     if context.wants_traceback:
         traceback.print_exception(error)
-    if not _is_told(error):
-        say_error(str(error))
+    say_error(_briefly(str(error)) if _is_told(error) else str(error))
     return error.exit_code
 
 
@@ -55,7 +57,7 @@ def crashed(error: Exception, context: Context) -> int:
     if context.wants_traceback:
         traceback.print_exception(error)
     elif _is_told(error):
-        return 1
+        lines = [_briefly(said)]
     elif written := _write_down(error, context.directory):
         lines.append(f"the traceback is in {written}; --traceback shows it here")
     else:
@@ -72,6 +74,11 @@ def error_log(directory: Path, process: int) -> Path:
 def _is_told(error: Exception) -> bool:
     """Whether process 0 of the run says the same; see `Group.tell`."""
     return bool(getattr(error, "is_told", False))
+
+
+def _briefly(said: str) -> str:
+    """Who looks at this process alone shall know what it was, and where all of it is said."""
+    return f"process 0 says why: {shorten(said.partition(chr(10))[0], _BRIEFLY, placeholder=' …')}"
 
 
 def _innermost(error: Exception) -> str:
