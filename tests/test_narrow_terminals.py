@@ -16,6 +16,7 @@ from terminals import on_terminal
 from trainer_core.cli import run
 from trainer_core.cli.explain_hooks import by_hook
 from trainer_core.config import load_config
+from trainer_core.terminal.lines import print_step, step_line
 from trainer_core.terminal.page import Page
 
 LONG = "/".join(["a_folder_of_many"] * 4)
@@ -147,3 +148,38 @@ def test_hook_calls_are_wrapped_below_themselves(
     begun = next(index for index, line in enumerate(lines) if line.startswith("hook report 2"))
     end = next(index for index in range(begun + 1, len(lines)) if lines[index][:1] != " ")
     assert [re.sub(r" [\d.]+", " 0", line) for line in lines[begun + 1 : end]] == CALL[columns]
+
+
+METRICS = {"loss": 1.8342, "eval_loss": 1.9, "learning_rate": 8e-4, "grad_norm": 0.41}
+METRICS["tokens_per_second"] = 12345.0
+
+
+@pytest.mark.parametrize(("columns", "count"), [(40, 3), (60, 2), (80, 2), (100, 1)])
+def test_step_lines_are_wrapped_between_their_fields(columns: int, count: int) -> None:
+    written = io.StringIO()
+    page = Page(Console(file=written, width=columns, color_system=None))
+    print_step(page, 1000, 1000, METRICS)
+    lines = written.getvalue().splitlines()
+    assert max(map(len, lines)) <= columns
+    assert len(lines) == count
+    whole = step_line(1000, 1000, METRICS)
+    assert "".join(lines) == "".join(part if isinstance(part, str) else part[0] for part in whole)
+    assert all(line.startswith("  ") for line in lines[1:])
+
+
+def test_a_step_is_one_line_of_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    print_step(Page(), 1000, 1000, METRICS | {f"metric_{each}": 1.0 for each in range(9)})
+    (line,) = capsys.readouterr().out.splitlines()
+    assert len(line) > 100
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_what_to_do_next_fits_the_terminal(
+    tmp_path: Path, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = [*PERCEPTRON, "checkpoint.use=orbax", "run.steps=1", f"run.name={'n' * 30}"]
+    _, text = on_terminal(["train", *settings], 0, monkeypatch, columns)
+    block = text.replace("\r", "").partition("\nnext\n")[2].splitlines()
+    assert max(map(len, block)) <= columns
+    assert any(line.endswith("measures it on held-out data") for line in block)

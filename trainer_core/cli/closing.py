@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SAMPLE = 240  # tokens
 _COMMAND = 66  # columns; what a longer command does stands below it
+_MEANING = 28  # columns that what a command does needs beside it
 
 
 def show(config: Config, result: Result, settings: list[str]) -> None:
@@ -145,7 +146,8 @@ def _train_again(settings: list[str], change: str = "") -> str:
 def _show_commands(page: Page, commands: list[tuple[str, str]]) -> None:
     page.line()
     page.line(("next", "bold"))
-    fitting = [len(command) for command, _ in commands if len(command) <= _COMMAND]
+    most = min(_COMMAND, page.width - 4 - _MEANING)
+    fitting = [len(command) for command, _ in commands if len(command) <= most]
     for command, meaning in commands:
         *begun, last = _continued(command, page.width - 4)
         for line in begun:

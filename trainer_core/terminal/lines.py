@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from trainer_core.terminal import figures
-from trainer_core.terminal.page import Part
+from trainer_core.terminal.page import Page, Part
 
 GAP = "  "
 # Cumulative numbers that the other fields tell better.
@@ -38,14 +39,48 @@ def step_line(
         metrics: of this step; those whose names begin with `_` are not shown.
         left: seconds until the last step, where they are known.
     """
-    parts: list[Part] = [("step ", _WORD), f"{step:>{len(f'{steps:,}')},}", (f"/{steps:,}", _WORD)]
-    for field in fields(metrics):
-        parts += [GAP, *field]
+    (line,) = in_lines(_step_fields(step, steps, metrics, left), math.inf)
+    return line
+
+
+def print_step(
+    page: Page, step: int, steps: int, metrics: Mapping[str, Any], left: float | None = None
+) -> None:
+    """Print it, as for `step_line`; where a terminal is narrower, on several lines."""
+    columns = page.width if page.is_terminal else math.inf
+    for line in in_lines(_step_fields(step, steps, metrics, left), columns):
+        page.line(*line)
+
+
+def in_lines(
+    fields: Iterable[list[Part]], columns: float, indent: str = ""
+) -> Iterator[list[Part]]:
+    """Yield fields in as many lines as they need; none is cut in two.
+
+    Args:
+        fields: in their order.
+        columns: in which a line shall fit.
+        indent: of the first line; the others are indented by two columns.
+    """
+    line: list[Part] = []
+    for field in fields:
+        gap = GAP if line else indent
+        if line and width(line) + len(gap) + width(field) > columns:
+            yield line
+            line, gap = [], GAP
+        line += [gap, *field] if gap else field
+    if line:
+        yield line
+
+
+def _step_fields(
+    step: int, steps: int, metrics: Mapping[str, Any], left: float | None
+) -> Iterator[list[Part]]:
+    yield [("step ", _WORD), f"{step:>{len(f'{steps:,}')},}", (f"/{steps:,}", _WORD)]
+    yield from fields(metrics)
     if left is not None:
-        parts += [GAP, f"{figures.duration(left):>4}", (" left", _WORD)]
-    for field in extras(metrics):
-        parts += [GAP, *field]
-    return parts
+        yield [f"{figures.duration(left):>4}", (" left", _WORD)]
+    yield from extras(metrics)
 
 
 def fields(metrics: Mapping[str, Any]) -> Iterator[list[Part]]:

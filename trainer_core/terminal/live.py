@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.text import Text
 
 from trainer_core.terminal.figures import duration
-from trainer_core.terminal.lines import GAP, extras, fields, step_line, width
+from trainer_core.terminal.lines import GAP, extras, fields, in_lines, print_step, width
 from trainer_core.terminal.pace import Pace
 from trainer_core.terminal.page import WIDTH, Page, Part, assembled, terminal_console
 from trainer_core.terminal.summary import STOPPING, Summary
@@ -68,7 +68,7 @@ class LiveDisplay:
         evaluated = {name: value for name, value in metrics.items() if name.startswith("eval")}
         if evaluated:
             self._eval, self._blank = evaluated, True
-            self._page.line(*step_line(step, pace.steps, self._metrics))
+            print_step(self._page, step, pace.steps, self._metrics)
 
     def note(self, text: str) -> None:
         self._page.line(text)
@@ -100,7 +100,7 @@ class LiveDisplay:
         pace = self._pace
         if pace is None:
             return left
-        left.append(" " * max(0, 16 - width(left)))
+        left.append(" " * max(1, 18 - width(left)))  # "evaluating 0:01"
         counted = f"{self._step:>{len(f'{pace.steps:,}')},}/{pace.steps:,}"
         remaining = pace.seconds_left(now)
         time_left = f"{duration(remaining):>7} left" if remaining is not None else " " * 12
@@ -113,12 +113,4 @@ class LiveDisplay:
     def _numbers(self, columns: int) -> Iterator[list[Part]]:
         """The latest metrics, in as many lines as they need."""
         shown: dict[str, Any] = {**self._metrics, **self._eval}
-        line: list[Part] = []
-        for field in [*fields(shown), *extras(shown)]:
-            gap: list[Part] = [GAP] if line else ["  "]
-            if line and width(line) + width(gap) + width(field) > columns:
-                yield line
-                line, gap = [], ["  "]
-            line += [*gap, *field]
-        if line:
-            yield line
+        yield from in_lines([*fields(shown), *extras(shown)], columns, GAP)

@@ -43,6 +43,10 @@ class Page:
         self._console = console
 
     @property
+    def is_terminal(self) -> bool:
+        return self._console is not None
+
+    @property
     def width(self) -> int:
         return min(WIDTH, self._console.width) if self._console is not None else WIDTH
 

@@ -6,7 +6,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from trainer_core.terminal.lines import step_line
+from trainer_core.terminal.lines import print_step
 from trainer_core.terminal.pace import Pace
 from trainer_core.terminal.page import Page
 from trainer_core.terminal.summary import STOPPING, Summary
@@ -64,7 +64,7 @@ class PlainDisplay:
             self._step_shown = self._spoke = now
             # A line has room for one of the two.
             left = None if evaluated or step == pace.steps else pace.seconds_left(now)
-            self._page.line(*step_line(step, pace.steps, pace.smoothed(metrics), left))
+            print_step(self._page, step, pace.steps, pace.smoothed(metrics), left)
 
     def note(self, text: str) -> None:
         self._page.line(text)
