@@ -186,7 +186,9 @@ def test_what_is_built_is_built_of_what_was_built(whole_run: Recorder) -> None:
     assert whole_run.given("build_optimizer")[0]["model"] is answer("build_state")
     assert whole_run.given("build_optimizer")[0]["learning_rate"] is answer("build_schedule")
     assert whole_run.given("step")[0]["grad_fn"] is answer("accumulate")
-    assert whole_run.given("step")[0]["optimizer"] is answer("build_optimizer")
+    optimizer, built = whole_run.given("step")[0]["optimizer"], answer("build_optimizer")
+    assert type(optimizer) is type(built)  # wrapped, to name its settings in what it raises
+    assert (optimizer.init.__wrapped__, optimizer.update.__wrapped__) == (built.init, built.update)
     assert program.shardings is answer("shard")
     assert program.step is answer("step")
     assert program.data is answer("build_data")
