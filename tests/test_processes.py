@@ -121,7 +121,7 @@ class Late:
 """
 # Two runs of the same processes: the first fails in all of them, the second in one.
 TWICE = """
-import os, sys, time
+import os, sys
 from trainer_core import fit
 
 for number, process in enumerate((-1, 1)):
@@ -130,8 +130,19 @@ for number, process in enumerate((-1, 1)):
         fit(None, [*sys.argv[1:], event, f"run.directory=run-{number}"])
     except Exception as error:
         print(number, error, flush=True)
-if "distributed.process=0" in sys.argv:
-    time.sleep(5)  # it has the service that connects them: without it, JAX aborts the other
+os._exit(1)
+"""
+# Process 0 ends as soon as it hears of a failure, with what connects them; the other is busy.
+OWN = """
+import os, sys, time
+from trainer_core import fit
+
+try:
+    fit(None, sys.argv[1:])
+except Exception as error:
+    if "distributed.process=0" not in sys.argv:
+        time.sleep(0.2)
+    print("heard:", error, flush=True)
 os._exit(1)
 """
 # 93 windows of 32 bytes, 19 of them held out: no multiple of any batch here.
@@ -366,6 +377,24 @@ def test_a_second_run_of_the_same_processes_hears_of_its_own_failures(folder: Pa
         assert re.search(r"^0 no fuel$", process.out, re.MULTILINE)
     assert re.search(r"^1 no fuel$", processes[1].out, re.MULTILINE)
     assert "process 1 failed: RuntimeError: no fuel" in processes[0].err + processes[0].out
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("failing", ["process=0", "process=-1", "what='mistake'"])
+def test_a_program_of_ones_own_that_ends_at_once_lets_the_others_say_why(
+    failing: str, folder: Path
+) -> None:
+    (folder / "own.py").write_text(OWN)
+    event = f"plugins.event={{use='event:Event', {failing}}}"
+    mistake = ["shard.mesh={data=3}"] if "mistake" in failing else []
+    program = [sys.executable, "own.py"]
+    with started(2, *ENDLESS[1:], event, *mistake, folder=folder, program=program) as running:
+        processes = ended(running, folder)
+    assert [each.code for each in processes] == [1, 1], processes
+    why = r"heard: \[shard\] mesh = {data = 3" if mistake else "no fuel"
+    assert [len(re.findall(why, each.out + each.err)) for each in processes] == [1, 1], processes
+    # JAX would end them by a signal, with a text of its own.
+    assert "Terminating process" not in processes[1].err
 
 
 @pytest.mark.long

@@ -13,7 +13,7 @@ import jax
 from trainer_core.axes import AxisRules
 from trainer_core.config import Config
 from trainer_core.directory import may_change, recorded
-from trainer_core.distributed import check_devices, connect, tell
+from trainer_core.distributed import check_devices, connect, fail
 from trainer_core.group import Group
 from trainer_core.hooks import Hooks, register
 from trainer_core.mesh import make_mesh
@@ -49,7 +49,7 @@ def open_run(
             check_devices(jax.devices())
             return _assembled(config, jax.devices(), group, stopping)
         except BaseException as error:
-            tell(error)
+            fail(error)
             raise
 
 

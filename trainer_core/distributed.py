@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -75,6 +76,7 @@ def connect(config: Config, met: Callable[[], None] = lambda: None) -> Group | N
             cluster_detection_method="deactivate",
             initialization_timeout=own.timeout + _LATER,
             heartbeat_timeout_seconds=own.timeout + _LATER,
+            **_shutdown(own.timeout),
         )
         others.connected()
         jax.devices()  # here JAX waits for all of them again
@@ -92,10 +94,11 @@ def is_bound() -> bool:
     return state.client is not None and state.num_processes > 1
 
 
-def tell(error: BaseException) -> None:
-    """Let the other processes, if there are any, know that this one has failed."""
+def fail(error: BaseException) -> None:
+    """Let the other processes, if there are any, know that the run of this one has failed."""
     if _group is not None:
         _group.tell(error)
+        _group.fail_together()
 
 
 def leave() -> None:
@@ -231,6 +234,13 @@ def _past_proxies(host: str) -> Iterator[None]:
         os.environ.pop(_SPARED, None)
         if _SPARED in before:
             os.environ[_SPARED] = before[_SPARED]
+
+
+def _shutdown(seconds: int) -> dict[str, Any]:
+    """How long JAX waits at an exit for those that have ended hard; 0.7 has no such argument."""
+    name = "shutdown_timeout_seconds"
+    known = inspect.signature(jax.distributed.initialize).parameters
+    return {name: seconds} if name in known else {}
 
 
 def _client() -> Any:

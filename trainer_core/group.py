@@ -111,6 +111,10 @@ class Group:
         else:
             error.__notes__ = [*getattr(error, "__notes__", ()), *notes]
 
+    def fail_together(self) -> None:
+        """The run has failed, and is closed; see `Watch.fail_together`."""
+        self._watch.fail_together()
+
     def leave(self) -> None:
         """Say that this process is about to end hard; see `Watch.leave`."""
         self._watch.leave()
@@ -182,6 +186,7 @@ class Group:
             if index in failed:
                 continue
             if is_silent(index, sign):
+                self._watch.miss(index)
                 silent = seconds + SURE
                 what = f"gave no sign of life for {silent:g} seconds: it hangs, or was killed"
             else:

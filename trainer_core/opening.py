@@ -40,17 +40,21 @@ def built(run: Run, hooks: Hooks) -> Program:
 @contextmanager
 def closing(run: Run, hooks: Hooks) -> Iterator[None]:
     """Close the plugins in the end, and tell the other processes of an error, then too."""
-    error: BaseException | None = None
+    failure: BaseException | None = None
     try:
         yield
-    except BaseException as failure:
-        error = failure
-        run.tell(failure)
+    except BaseException as error:
+        failure = error
+        run.tell(error)
         raise
     finally:
         run.stopping.defer()  # what closes, and a save that is under way, is not cut off
         try:
-            hooks.close(run=run, error=error)
-        except BaseException as failure:
-            run.tell(failure)
+            hooks.close(run=run, error=failure)
+        except BaseException as error:
+            failure = error
+            run.tell(error)
             raise
+        finally:
+            if failure is not None and run.group is not None:
+                run.group.fail_together()

@@ -92,8 +92,15 @@ class Board:
         """Wait until all processes are about to end."""
         self.client.wait_at_barrier(f"{self.name}/end", int(seconds * 1000))
 
+    def close(self) -> None:
+        self.client.key_value_set(f"{self.name}/closed/{self.process}", "", True)
+
     def leave(self) -> None:
         self.client.key_value_set(f"{self.name}/left/{self.process}", "", True)
+
+    def closed(self) -> set[int]:
+        """Return who has failed and said why, or is about to."""
+        return set(self._all("closed")) | self.left()
 
     def left(self) -> set[int]:
         return set(self._all("left"))

@@ -11,7 +11,7 @@ import atexit
 import contextlib
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,6 +25,7 @@ GRACE = 5.0  # seconds that the main thread has to end by itself, once another o
 _SPARE = 5.0  # seconds before the timeout: until all have heard of it, and have ended
 _LEAST = 3  # signs that may always be missing
 _CLOSE = 15  # looks after a failure, at least: to tell the others alone takes seconds
+_MOMENT = 0.5  # seconds in which one says why it fails, and ends
 _AT_WORK = 0.3  # of one processor; above it, a process does not stand still, but computes
 # Where falling behind is judged. Elsewhere a process may well wait for long for what the others
 # need not: a download, a disk, a compiler; there, only one without a sign of life hangs.
@@ -62,6 +63,7 @@ class Watch:
     _threads: list[threading.Thread] = attrs.field(factory=list, init=False)
     _ending: threading.Event = attrs.field(factory=threading.Event, init=False)
     _seen: dict[int, tuple[Sign, int]] = attrs.field(factory=dict, init=False)
+    _missed: set[int] = attrs.field(factory=set, init=False)
     _first: Sign = attrs.field(factory=Sign, init=False)
     _unheard: int = attrs.field(default=0, init=False)
     _rests: bool = attrs.field(default=False, init=False)
@@ -127,17 +129,32 @@ class Watch:
         It has what connects them: when it is gone, JAX aborts those that are still at it.
         """
         self._knows.set()
+        self._last(self.board.leave, self.board.left)
+
+    def fail_together(self) -> None:
+        """The run has failed, and is closed; process 0 first waits until the others' are, likewise.
+
+        A program of one's own may end as soon as it hears of the failure.
+        """
+        self.close()
+        self._last(self.board.close, self.board.closed)
+
+    def miss(self, process: int) -> None:
+        """One that hangs or is gone; nobody waits for it any more."""
+        self._missed.add(process)
+
+    def _last(self, say: Callable[[], None], said: Callable[[], set[int]]) -> None:
         try:
             if self.board.process:
-                self.board.leave()
+                say()
                 return
             silent = {index for index, (_, looks) in self._seen.items() if looks >= _LEAST}
             deadline = time.monotonic() + LOOK + GRACE + 2 * LOOK
             while time.monotonic() < deadline:
-                if len(self.board.left() | silent) >= self.processes - 1:
+                if len(said() | silent | self._missed) >= self.processes - 1:
                     break
                 time.sleep(0.1)
-            time.sleep(0.1)  # to end takes them a moment
+            time.sleep(_MOMENT)
         except Exception:
             return
 
