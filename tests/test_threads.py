@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 from command import environment
 
 from trainer_core import threads as threads_module
-from trainer_core.threads import threads_for
+from trainer_core.threads import enough_threads, threads_for
 
 # How many threads there are while a run trains, and what its children would find.
 COUNT = """
@@ -53,6 +55,33 @@ def test_they_are_more_where_there_are_no_more_cores_than_devices(
     assert threads_for(devices).get("PJRT_NPROC") == expected
     monkeypatch.setenv("NPROC", "9")
     assert threads_for(devices) == {}
+
+
+@pytest.mark.parametrize(
+    ("devices", "processes", "expected"), [(1, 1, None), (1, 2, "1"), (1, 64, "1"), (2, 2, "16")]
+)
+def test_one_device_in_each_of_several_processes_has_one_thread(
+    devices: int, processes: int, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads_module, "_cores", lambda: 2)
+    assert threads_for(devices, processes).get("PJRT_NPROC") == expected
+    monkeypatch.setenv("PJRT_NPROC", "9")
+    assert threads_for(devices, processes) == {}
+
+
+@pytest.mark.parametrize(("platforms", "expected"), [("cpu", "1"), ("cuda,cpu", None)])
+def test_but_not_where_the_devices_may_be_accelerators(
+    platforms: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = jax.config.values["jax_platforms"]
+    monkeypatch.setattr(threads_module, "_simulated", lambda: 1)
+    jax.config.update("jax_platforms", platforms)
+    try:
+        with enough_threads(processes=2):
+            assert os.environ.get("PJRT_NPROC") == expected
+    finally:
+        jax.config.update("jax_platforms", before)
+    assert "PJRT_NPROC" not in os.environ
 
 
 def found_in_a_run(folder: Path, devices: int, **variables: str) -> dict[str, Any]:

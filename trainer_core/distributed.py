@@ -17,6 +17,7 @@ from trainer_core.group import Group
 from trainer_core.recipe import flatten
 from trainer_core.roll_call import Place, roll_call
 from trainer_core.run import DistributedSettings
+from trainer_core.threads import enough_threads
 
 if TYPE_CHECKING:
     from trainer_core.config import Config
@@ -79,7 +80,8 @@ def connect(config: Config, met: Callable[[], None] = lambda: None) -> Group | N
             **_shutdown(own.timeout),
         )
         others.connected()
-        jax.devices()  # here JAX waits for all of them again
+        with enough_threads(own.processes):
+            jax.devices()  # here JAX waits for all of them again
     return _joined(config)
 
 

@@ -1,7 +1,9 @@
-"""Enough threads for the collectives of simulated devices, which otherwise wait for each other.
+"""As many threads as the collectives of CPUs need, which otherwise wait for each other for ever.
 
-XLA has as many as there are cores or devices, whichever is more. A collective of all devices takes
-one for each; several that are independent can share them out so that none is complete.
+XLA has as many as there are cores or devices, whichever is more. A collective of all devices of a
+process takes one for each; several that are independent can share them out so that none is
+complete. Between processes they have to come in the same order in each, and what is independent
+comes in the order in which threads get to it: only one thread makes that the program's own.
 """
 
 from __future__ import annotations
@@ -10,27 +12,37 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 
 _VARIABLE = "PJRT_NPROC"  # what XLA's client for CPUs reads when it begins; then `NPROC`
 _COLLECTIVES = 8  # at once
 _MOST = 512  # threads; machines have limits
 
 
-def threads_for(devices: int) -> dict[str, str]:
-    """Return the environment in which so many simulated devices do not stand still.
+def threads_for(devices: int, processes: int = 1) -> dict[str, str]:
+    """Return the environment in which so many CPU devices a process do not stand still.
 
-    It is empty where the machine has more cores than that, or the user has given a number.
+    It is empty where one process has more cores than that, or the user has given a number.
     """
     given = os.environ.get(_VARIABLE) or os.environ.get("NPROC")
-    if given or devices == 1 or devices < _cores():
+    if given:
+        return {}
+    if devices == 1:
+        return {_VARIABLE: "1"} if processes > 1 else {}
+    if devices < _cores():
         return {}
     return {_VARIABLE: str(max(devices, min(_COLLECTIVES * devices, _MOST)))}
 
 
 @contextmanager
-def enough_threads() -> Iterator[None]:
-    """Let JAX begin its devices in this environment, and leave it to nothing else."""
-    added: Mapping[str, str] = threads_for(_simulated())
+def enough_threads(processes: int = 1) -> Iterator[None]:
+    """Let JAX begin its devices in this environment, and leave it to nothing else.
+
+    Args:
+        processes: that will train together. Where there are accelerators, they are not told of.
+    """
+    added: Mapping[str, str] = threads_for(_simulated(), 1 if _has_accelerators() else processes)
     os.environ |= added
     try:
         yield
@@ -47,6 +59,16 @@ def _simulated() -> int:
     flags = os.environ.get("XLA_FLAGS", "")
     given = re.findall(r"--xla_force_host_platform_device_count=(\d+)", flags)
     return int(given[-1]) if given else 1
+
+
+def _has_accelerators() -> bool:
+    """Whether JAX looks for any: asking JAX itself would begin its devices."""
+    import jax
+
+    if asked := getattr(jax.config, "jax_platforms", None):
+        return str(asked) != "cpu"
+    # Plugins of JAX for accelerators are found by this; that of TPUs comes with JAX itself.
+    return bool(entry_points(group="jax_plugins")) or find_spec("libtpu") is not None
 
 
 def _cores() -> int:
