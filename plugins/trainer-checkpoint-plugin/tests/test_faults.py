@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import re
@@ -22,6 +23,7 @@ import numpy as np
 import pytest
 from checkpointed import bits, files, folder, like, python, restore, run_in, save, saving, state_at
 from trainer_checkpoint.plugin import Orbax
+from trainer_checkpoint.quiet import quiet
 from trainer_checkpoint.steps import steps
 from trainer_checkpoint.writer import Writer
 
@@ -86,7 +88,7 @@ def test_a_full_disk_fails_the_run_and_leaves_the_older_checkpoint(
 def test_a_full_disk_is_one_line_and_whatever_orbax_leaves_undone_says_nothing(
     tmp_path: Path,
 ) -> None:
-    with small_disk(tmp_path / "disk", "400k") as disk:
+    with small_disk(tmp_path / "disk", "520k") as disk:
         command = [sys.executable, "-m", "trainer_core", "train", "--quiet", "run.directory=run"]
         sizes = ["model.layers=1", "model.width=32", "model.heads=2", "data.batch_size=4"]
         lengths = ["data.length=32", "run.steps=30", "checkpoint.every=4", "run.eval_batches=1"]
@@ -97,6 +99,28 @@ def test_a_full_disk_is_one_line_and_whatever_orbax_leaves_undone_says_nothing(
     assert re.fullmatch(
         r"error: the checkpoint of step 8 .*no space left .* steps 4\n", done.stderr
     )
+
+
+def test_of_what_nobody_asked_for_only_that_of_orbax_is_silent(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def raised_in(file: str) -> Exception:
+        try:
+            exec(compile("raise ValueError('no space')", file, "exec"))
+        except ValueError as error:
+            return error
+        raise AssertionError
+
+    said = [
+        ("Task exception was never retrieved: coro=<write() at /env/orbax/checkpoint/a.py>", None),
+        ("_GatheringFuture exception was never retrieved", raised_in("/env/orbax/checkpoint/a.py")),
+        ('Future exception was never retrieved: Error writing "a" in OCDBT database', None),
+        ("Future exception was never retrieved", raised_in("/home/me/model.py")),
+    ]
+    with quiet():
+        for message, error in said:
+            logging.getLogger("asyncio").error(message, exc_info=error)
+    assert [record.getMessage() for record in caplog.records] == [said[-1][0]]
 
 
 def test_a_failed_write_surfaces_at_the_next_save(run: Run, small_files: Any) -> None:

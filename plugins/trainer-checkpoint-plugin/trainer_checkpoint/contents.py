@@ -12,7 +12,7 @@ from trainer_checkpoint.digest import Check, begin_checks
 from trainer_checkpoint.meta import FORMAT, combined, seal, versions
 from trainer_checkpoint.steps import META_FILE, data_file
 from trainer_core.defaults.step import skipped_in_a_row
-from trainer_core.errors import UserError
+from trainer_core.errors import UserError, kind_of
 
 if TYPE_CHECKING:
     from trainer_core.run import Run
@@ -33,7 +33,7 @@ def contents(
     """
     if not isinstance(position, (dict, NoneType)):
         raise UserError(
-            f"[data]: state() gives a {type(position).__name__}; expected a dict of what JSON can "
+            f"[data]: state() gives {kind_of(position)}; expected a dict of what JSON can "
             f"say, or None",
             "data.use",
         )

@@ -6,11 +6,14 @@ import gc
 import logging
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from textwrap import shorten
 from typing import Any
+
+_ABSL, _ASYNCIO = logging.getLogger("absl"), logging.getLogger("asyncio")
 
 
 class quiet:
@@ -19,15 +22,15 @@ class quiet:
     def __enter__(self) -> None:
         self._before = sys.unraisablehook
         sys.unraisablehook = self._ours = _without_abandoned(self._before)
-        for logger in _LOGGERS:
+        for logger in (_ABSL, _ASYNCIO):
             logger.addFilter(self)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for logger in _LOGGERS:
+        for logger in (_ABSL, _ASYNCIO):
             logger.removeFilter(self)
         # After an error what was abandoned complains when it ends or is collected.
         if kind is not None:
-            _LOGGERS[1].addFilter(_is_not_of_orbax)
+            _ASYNCIO.addFilter(_is_not_of_orbax)
         elif sys.unraisablehook is self._ours:
             sys.unraisablehook = self._before
 
@@ -35,12 +38,13 @@ class quiet:
         return _is_not_of_orbax(record)
 
 
-_LOGGERS = (logging.getLogger("absl"), logging.getLogger("asyncio"))
-
-
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
-    # The event loop says of which task the error was that nobody asked for.
-    return "orbax" not in record.pathname and "/orbax/" not in record.getMessage()
+    # Of an error that nobody asked for the event loop says of which task it was, where it was
+    # raised, or only what TensorStore said: that it was about the database of a checkpoint.
+    raised = record.exc_info[2] if record.exc_info else None
+    places = [frame.filename for frame in traceback.extract_tb(raised)]
+    said = "\n".join([record.pathname, record.getMessage(), *places])
+    return "/orbax/" not in said and "OCDBT database" not in said
 
 
 @contextmanager
