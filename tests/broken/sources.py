@@ -23,6 +23,7 @@ SAID = {
         "test_all_examples_come_once_in_each_epoch",
         "1 of 256 examples do not come in epoch 1",
     ),
+    "TestEmpty": ("test_all_examples_come_once_in_each_epoch", "1025 batches hold no 512 rows"),
     "TestSelfish": ("test_a_batch_has_the_rows_of_this_process", "(run.rows)"),
     "TestOverlapping": ("test_processes_share_a_batch_out", "are not those of one"),
     "TestLeaky": ("test_what_is_held_out_is_never_trained_on", "are trained on"),
@@ -106,6 +107,14 @@ class Again(Half):
         return batch
 
 
+class Empty(Changed):
+    """Nothing in it counts."""
+
+    def batch(self, step: int) -> dict[str, Any]:
+        rows = self.source.batch(step)
+        return rows | {"weights": np.zeros(len(self.run.rows), np.float32)}
+
+
 class Selfish(Changed):
     def batch(self, step: int) -> dict[str, Any]:
         batch = self.source.batch(step)
@@ -148,7 +157,7 @@ class Lossy(Changed):
 
 
 KINDS = {cls.__name__: cls for cls in (Restless, Short, Twice, Selfish, Overlapping, Leaky)}
-KINDS |= {cls.__name__: cls for cls in (Forgetful, Live, HoldingAll, Lossy, Half, Again)}
+KINDS |= {cls.__name__: cls for cls in (Forgetful, Live, HoldingAll, Lossy, Half, Again, Empty)}
 
 
 @plugin
@@ -197,6 +206,14 @@ class TestHalf(Suite):
 
 class TestAgain(TestHalf):
     settings = {"kind": "Again"}
+
+
+class TestEmpty(Suite):
+    settings = {"kind": "Empty"}
+
+    @classmethod
+    def examples(cls) -> list[dict[str, Any]]:
+        return [example | {"weights": 1.0} for example in EXAMPLES]
 
 
 class TestSelfish(Suite):

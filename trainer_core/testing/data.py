@@ -82,6 +82,10 @@ class DataSuite(Suite):
             while len(stream) < wanted.total():
                 stream += _counted(source.batch(step))
                 step += 1
+                if step > 4 * wanted.total():  # two epochs, of which half the batches are empty
+                    self.fail(
+                        f"{step} batches hold no {2 * wanted.total()} rows whose weight counts"
+                    )
             came = Counter(stream[: wanted.total()])
             del stream[: wanted.total()]
             if missing := wanted - came:

@@ -93,9 +93,9 @@ class OptimizerSuite(Suite):
         step, state = jax.jit(counted), parts.state()
         for number in range(3):
             state, _ = step(state, parts.batch(number))
-        if len(traced) > 1 and traced[0] != traced[1]:
-            self.fail(f"its state changes between steps: {traced[0]}, then {traced[1]}")
         if len(traced) > 1:
+            if traced[0] != traced[1]:
+                self.fail(f"its state changes between steps: {traced[0]}, then {traced[1]}")
             self.fail(
                 f"three steps trace it {len(traced)} times, with a state of the same arrays: does "
                 f"`update` set something of JAX's, or make what is static in its state anew?"
