@@ -74,7 +74,9 @@ def watchers(user_file: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 def explained(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
     assert run(["explain", "hooks", *arguments]) == 0
     captured = capsys.readouterr()
-    assert all(line.startswith("note: imports ") for line in captured.err.splitlines())
+    own = [each.partition(".use=")[2] for each in arguments if ".use=" in each and ":" in each]
+    said = [line.partition(" from ")[0] for line in captured.err.splitlines()]
+    assert said == [f"note: imports {each}" for each in own]
     return captured.out
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import jax
 import pytest
-from command import environment
+from command import PERCEPTRON, environment
+from processes import together
 
 from trainer_core import threads as threads_module
 from trainer_core.threads import enough_threads, threads_for
@@ -109,6 +110,43 @@ def test_a_run_with_many_simulated_devices_has_them_and_its_children_hear_nothin
     many = found_in_a_run(tmp_path, devices)
     assert many["threads"] >= few["threads"] + 7 * devices
     assert many["variable"] is None
+
+
+# What stands in the environment when each process begins its devices.
+BEGIN = """
+import os
+import jax
+from trainer_core import hookimpl, plugin
+
+devices = jax.devices
+
+def begin(*arguments):
+    with open(f"begun-{os.getpid()}", "a") as file:
+        print(os.environ.get("PJRT_NPROC"), file=file)
+    return devices(*arguments)
+
+jax.devices = begin
+
+@plugin
+class Begin:
+    @hookimpl
+    def report(self): ...
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("devices", "expected"), [(1, "1"), (2, "16")])
+def test_processes_begin_their_devices_with_the_threads_they_need(
+    devices: int, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    (tmp_path / "begin.py").write_text(BEGIN)
+    recipe = [*PERCEPTRON, "run.steps=1", "checkpoint.use=none", "plugins.begin.use=begin:Begin"]
+    cores = threads_module._cores()
+    for each in together(2, "train", *recipe, folder=tmp_path, devices=devices):
+        assert each.code == 0, each.err
+    found = [path.read_text().split()[0] for path in tmp_path.glob("begun-*")]
+    assert found == [expected if devices == 1 or devices >= cores else "None"] * 2
 
 
 @pytest.mark.long

@@ -40,9 +40,10 @@ def enough_threads(processes: int = 1) -> Iterator[None]:
     """Let JAX begin its devices in this environment, and leave it to nothing else.
 
     Args:
-        processes: that will train together. Where there are accelerators, they are not told of.
+        processes: that will train together; it counts only where there are no accelerators.
     """
-    added: Mapping[str, str] = threads_for(_simulated(), 1 if _has_accelerators() else processes)
+    alone = processes == 1 or _has_accelerators()
+    added: Mapping[str, str] = threads_for(_simulated(), 1 if alone else processes)
     os.environ |= added
     try:
         yield
