@@ -17,7 +17,7 @@ from uuid import uuid4
 import tomli_w
 
 from trainer_core.config import Config
-from trainer_core.defaults.jsonl import last_step
+from trainer_core.defaults.jsonl import last_reported
 from trainer_core.errors import RunError, UserError
 from trainer_core.files import parsed, replace
 from trainer_core.hook_checks import only_watches
@@ -116,11 +116,10 @@ def _check_beginning(config: Config) -> None:
     One that was killed before its first was written may be: the second waits for the first, so
     that a run which has gone on after the second had one.
     """
-    path = config.directory / "metrics.jsonl"
     table = _recorded_config(config) or {}
     every = int(table.get("checkpoint", {}).get("every", 0))
-    made = last_step(path) if every > 0 and path.exists() else 0
-    if made > 2 * every:
+    made, _ = last_reported(config.directory / "metrics.jsonl")
+    if 0 < 2 * every < made:
         raise RunError(
             f"{config.directory} has made {made} steps, as its metrics.jsonl says, with a "
             f"checkpoint every {every}, and has none: put its checkpoints back; to train from the "

@@ -47,6 +47,8 @@ def naming_settings(run: Run, optimizer: Any) -> Any:
 
     Both are only ever traced: what they refuse comes from the config, or from their own code.
     """
+    if not hasattr(optimizer, "_replace"):  # no tuple as optax has it, but like one
+        return optimizer
     table = run.config["optimizer"]
     keys = [key for key in ("use", "transform", "arguments") if key in table]
     said = ", ".join(f"{key} = {shown(table[key])}" for key in keys)
@@ -69,8 +71,6 @@ def naming_settings(run: Run, optimizer: Any) -> Any:
 
         return call
 
-    if not hasattr(optimizer, "_replace"):  # no tuple as optax has it, but like one
-        return optimizer
     return optimizer._replace(init=naming("init"), update=naming("update"))
 
 

@@ -18,10 +18,8 @@ from trainer_core.errors import SettingError, UserError
 from trainer_core.suggest import did_you_mean
 
 Settings = TypeVar("Settings")
-_FLOAT32 = (
-    2.0**-126,
-    (2 - 2.0**-23) * 2.0**127,
-)  # the smallest, in full precision, and the largest
+# Of float32: the smallest number in full precision, and the largest.
+_SMALLEST, _LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
 
 
 @attrs.frozen
@@ -214,7 +212,7 @@ def _message(error: Exception) -> str:
 def in_float32(_: Any, __: Any, value: float) -> None:
     """Refuse a number that float32 cannot hold, or takes for 0: an attrs validator."""
     size = abs(value)
-    if size and not _FLOAT32[0] <= size <= _FLOAT32[1]:
+    if size and not _SMALLEST <= size <= _LARGEST:
         raise ValueError(
             "must be a number that float32, in which it is computed with, can hold: "
             "between 1.2e-38 and 3.4e38 in size"

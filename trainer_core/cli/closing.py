@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer_core.cli.text import can_write, cut_into_lines, default_prompt, has_text, write
 from trainer_core.cli.waiting import waiting
-from trainer_core.defaults.jsonl import json_metrics
-from trainer_core.files import parsed
+from trainer_core.defaults.jsonl import json_metrics, last_reported
 from trainer_core.terminal import figures
 from trainer_core.terminal.page import Page
 
@@ -182,10 +181,5 @@ def _has_checkpoints(config: Config) -> bool:
 
 def _last_metrics(result: Result) -> dict[str, Any]:
     """What was reported last by the processes before; empty where it cannot be read."""
-    try:
-        lines = (result.directory / "metrics.jsonl").read_bytes().splitlines()
-        last = parsed(lines[-1])
-    except (OSError, ValueError, IndexError):
-        return {}
-    numbers = {name: value for name, value in last.items() if isinstance(value, (int, float))}
-    return numbers if numbers.pop("step", None) == result.step else {}
+    step, numbers = last_reported(result.directory / "metrics.jsonl")
+    return numbers if step == result.step else {}

@@ -78,7 +78,8 @@ def _is_told(error: Exception) -> bool:
 
 def _briefly(said: str) -> str:
     """Who looks at this process alone shall know what it was, and where all of it is said."""
-    return f"process 0 says why: {shorten(said.partition(chr(10))[0], _BRIEFLY, placeholder=' …')}"
+    first, *_ = said.split("\n")
+    return f"process 0 says why: {shorten(first, _BRIEFLY, placeholder=' …')}"
 
 
 def _innermost(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -98,9 +99,19 @@ def read_metrics(path: Path) -> dict[int, dict[str, float]]:
     return found
 
 
-def last_step(path: Path) -> int:
-    """Return the last step that a file reports; 0 where it has no readable line."""
-    return max((entry[0] for _, _, entry in _lines(path) if entry is not None), default=0)
+def last_reported(path: Path, most: float = math.inf) -> tuple[int, dict[str, float]]:
+    """Return the last step that a file reports, and its numbers; 0 and none where it has no line.
+
+    Args:
+        path: of the file, which need not be there.
+        most: the last step that counts.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError:
+        return 0, {}
+    entries = (_entry(line) for line in reversed(lines))
+    return next((entry for entry in entries if entry is not None and entry[0] <= most), (0, {}))
 
 
 def _numbers(entry: Mapping[str, Any]) -> dict[str, float]:
@@ -108,6 +119,15 @@ def _numbers(entry: Mapping[str, Any]) -> dict[str, float]:
     written_out = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
     read = {name: written_out.get(value, value) for name, value in entry.items() if name != "step"}
     return {name: value for name, value in read.items() if isinstance(value, (int, float))}
+
+
+def _entry(line: bytes) -> tuple[int, dict[str, float]] | None:
+    """The step and the numbers of a line; None where it is damaged, or empty."""
+    try:
+        read = parsed(line)
+        return int(read["step"]), _numbers(read)
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str, tuple[int, dict[str, float]] | None]]:
@@ -119,13 +139,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str, tuple[int, dict[str, float]] 
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        entry = None
-        try:
-            read = parsed(line)
-            entry = int(read["step"]), _numbers(read)
-        except (ValueError, KeyError, TypeError, OverflowError):
-            if number == len(lines):
-                return
+        entry = _entry(line)
+        if entry is None and number == len(lines):
+            return
         yield number, line.decode("utf-8", "backslashreplace").strip(), entry
 
 

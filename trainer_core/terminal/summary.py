@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from trainer_core.defaults.jsonl import read_metrics
-from trainer_core.errors import UserError
+from trainer_core.defaults.jsonl import last_reported
 from trainer_core.terminal import figures
 
 if TYPE_CHECKING:
@@ -86,15 +85,10 @@ def schedule_rows(run: Run, program: Program, step: int) -> list[tuple[str, str]
 
     As where `run.steps` grew, which stretches a schedule that falls until the last.
     """
-    try:
-        reported = read_metrics(run.directory / "metrics.jsonl")
-    except UserError:
+    at, metrics = last_reported(run.directory / "metrics.jsonl", step)
+    if "learning_rate" not in metrics:
         return []
-    at = max((each for each in reported if each <= step), default=0)
-    before = reported.get(at, {}).get("learning_rate")
-    skipped = int(reported.get(at, {}).get("skipped_steps", 0))
-    if before is None:
-        return []
+    before, skipped = metrics["learning_rate"], int(metrics.get("skipped_steps", 0))
     # A step that was skipped itself had the rate of the one after.
     now = [float(program.schedule(at - skipped - one)) for one in (1, 0)]
     if any(math.isclose(before, each, rel_tol=1e-3) for each in now):
