@@ -115,7 +115,7 @@ def test_of_what_nobody_asked_for_only_that_of_orbax_is_silent(
         ("Task exception was never retrieved: coro=<write() at /env/orbax/checkpoint/a.py>", None),
         ("_GatheringFuture exception was never retrieved", raised_in("/env/orbax/checkpoint/a.py")),
         ('Future exception was never retrieved: Error writing "a" in OCDBT database', None),
-        ("Future exception was never retrieved", raised_in("/home/me/model.py")),
+        ("Future exception was never retrieved", raised_in("/env/mine/model.py")),
     ]
     with quiet():
         for message, error in said:
