@@ -17,7 +17,7 @@ from processes import Ended, ended, started, together
 
 from trainer_core import connecting
 from trainer_core.roll_call import Place
-from trainer_core.wire import Wire
+from trainer_core.wire import Wire, written
 
 TIMEOUT = 10
 PATIENCE = 5  # of its seconds, until one that is not heard of is named
@@ -157,6 +157,27 @@ def test_what_was_said_last_is_heard_though_it_came_with_the_line_before() -> No
     mine.close()
 
 
+def test_a_line_that_never_ends_does_not_fill_the_memory() -> None:
+    mine, theirs = map(Wire, socket.socketpair())
+    ours, stranger = map(Wire, socket.socketpair())
+
+    def stream() -> None:
+        for each in (theirs, stranger):
+            each.say("x" * (1 << 24))
+            each.finish()
+
+    streaming = threading.Thread(target=stream)
+    streaming.start()
+    assert mine.line(TIMEOUT) is None
+    mine.close()
+    lines: list[str] | None = []
+    while lines == []:
+        lines = ours.lines()
+    assert lines is None
+    ours.close()
+    streaming.join()
+
+
 @pytest.fixture
 def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Wire, int], list[str]]:
     """Return a function that lets a process listen to one other, and gives why it would end."""
@@ -186,11 +207,23 @@ def test_a_failure_that_came_with_the_answer_of_the_roll_call_is_heard_at_once(
     judged: Callable[[Wire, int], list[str]],
 ) -> None:
     mine, theirs = map(Wire, socket.socketpair())
-    for line in ("answer", "here", 'failed ["no route"]'):
+    failed = "failed " + written(connecting.Failed(["no route"]))
+    for line in ("answer", "here", failed):
         theirs.say(line)  # it then waits, and says no more
     assert mine.line(TIMEOUT) == "answer"
     assert judged(mine, 1) == ["no route"]
     theirs.close()
+
+
+@pytest.mark.parametrize("said", ["", "[1]", "no route", '{"texts": 3}', '{"texts": [3]}'])
+def test_a_failure_that_cannot_be_read_is_missed_when_its_process_ends(
+    said: str, judged: Callable[[Wire, int], list[str]]
+) -> None:
+    mine, theirs = map(Wire, socket.socketpair())
+    theirs.say(f"failed {said}")
+    theirs.close()
+    [why] = judged(mine, 1)
+    assert why.startswith("process 0 (node0) ended while JAX connected the processes")
 
 
 def test_a_process_that_fell_silent_just_before_it_would_be_late_is_not_taken_for_alive(

@@ -281,6 +281,66 @@ def test_who_is_late_hears_what_was_wrong_with_another() -> None:
     assert "process 1" in told[2]
 
 
+CARD = {"process": 1, "processes": 2, "host": "node1", "same": SAME, "seconds": 20}
+NO_CARDS: list[Any] = [
+    [1],
+    {"problem": 1},
+    {"problem": "", "host": "node1"},
+    {"process": 1},
+    {**CARD, "process": "1"},
+    {**CARD, "process": -1},
+    {**CARD, "process": 2},
+    {**CARD, "host": None},
+    {**CARD, "same": [1]},
+    {**CARD, "same": {"config": 3}},
+    {**CARD, "seconds": "20"},
+]
+
+
+@pytest.mark.parametrize("said", [*map(json.dumps, NO_CARDS), "[" * 100000])
+def test_json_that_is_no_card_is_ignored(said: str) -> None:
+    port = free_port()
+    place = Place(coordinator=f"localhost:{port}", processes=2, process=0, timeout=20)
+    peers: list[Any] = []
+    calling = threading.Thread(target=lambda: peers.extend(roll_call(place, SAME)))
+    calling.start()
+    _wait_for_server(port)
+    with socket.create_connection(("localhost", port)) as stranger:
+        stranger.sendall(said.encode() + b"\n")
+        come(attrs.evolve(place, process=1))
+        calling.join()
+    assert [(each.process, each.host) for each in peers] == [(1, socket.gethostname())]
+    peers[0].wire.close()
+
+
+NO_ANSWERS: list[Any] = [
+    {},
+    [],
+    {"problem": None},
+    {"problem": None, "host": "node0"},
+    {"problem": 1, "host": "node0"},
+    {"problem": "", "host": None},
+    CARD,
+]
+
+
+@pytest.mark.parametrize("said", [*map(json.dumps, NO_ANSWERS), "[" * 100000])
+def test_json_that_is_no_answer_is_that_of_no_trainer(said: str) -> None:
+    def answer(server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                with server.accept()[0] as connection:
+                    connection.recv(1 << 16)
+                    connection.sendall(said.encode() + b"\n")
+
+    with socket.create_server(("localhost", 0)) as server:
+        threading.Thread(target=answer, args=[server], daemon=True).start()
+        port = server.getsockname()[1]
+        place = Place(coordinator=f"localhost:{port}", processes=2, process=1, timeout=1)
+        with pytest.raises(UserError, match="does not answer: it is no trainer"):
+            roll_call(place, SAME)
+
+
 def test_a_stranger_on_the_port_is_no_process() -> None:
     port = free_port()
     answers: list[None] = []

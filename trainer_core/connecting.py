@@ -6,7 +6,6 @@ over the sockets by which they met, and those that hear nothing of one for too l
 
 from __future__ import annotations
 
-import json
 import selectors
 import socket
 import sys
@@ -18,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
+from attrs.validators import deep_iterable, instance_of
 
 from trainer_core.stacks import end_hard
 from trainer_core.watch import GRACE, LOOK, patience
-from trainer_core.wire import Wire
+from trainer_core.wire import Wire, read, written
 
 if TYPE_CHECKING:
     from trainer_core.roll_call import Place
@@ -29,6 +29,15 @@ if TYPE_CHECKING:
 # What is said: where it stands, and what is wrong, follow.
 _HERE, _READY, _FAILED = "here ", "ready", "failed "
 _LEAVING = GRACE + 2 * LOOK  # seconds until all have heard of a failure, and have ended
+
+
+@attrs.frozen
+class Failed:
+    """What is wrong, for which all end."""
+
+    texts: Sequence[str] = attrs.field(
+        validator=deep_iterable(instance_of(str), instance_of((list, tuple)))
+    )
 
 
 @attrs.define(eq=False)
@@ -95,7 +104,7 @@ class Connecting:
     def end(self, *failure: str) -> None:
         """Tell the others that this process is ready, or why it never will be."""
         self._over.set()
-        self._say(_FAILED + json.dumps(failure) if failure else _READY)
+        self._say(_FAILED + written(Failed(failure)) if failure else _READY)
         for peer in self.peers:
             peer.wire.finish()
 
@@ -155,7 +164,8 @@ class Connecting:
             if line.startswith(_HERE):
                 peer.stands = line.removeprefix(_HERE)
             if line.startswith(_FAILED):
-                problem += json.loads(line.removeprefix(_FAILED))
+                failure = read(line.removeprefix(_FAILED), Failed)
+                problem += failure.texts if failure is not None else []
         return problem
 
     def _missed(self, looks: int) -> list[str]:
@@ -185,7 +195,7 @@ class Connecting:
             while selector.get_map() and time.monotonic() < until:
                 self._heard(selector, LOOK / 10)
 
-        self._say(_FAILED + json.dumps(problem))
+        self._say(_FAILED + written(Failed(problem)))
         end_hard(problem, self.directory, self.place.process, leave)
 
     def _silent(self, peer: Peer) -> str:

@@ -17,10 +17,11 @@ from contextlib import ExitStack
 from typing import Any
 
 import attrs
+from attrs.validators import deep_mapping, ge, instance_of
 
 from trainer_core.connecting import Peer
 from trainer_core.errors import UserError, listed
-from trainer_core.wire import Wire
+from trainer_core.wire import Wire, read, written
 
 logger = logging.getLogger("trainer_core")
 _RETRY = 0.2  # seconds between two attempts to reach process 0
@@ -28,7 +29,6 @@ _READ = 5.0  # seconds that one who has connected may take to say who it is
 _LATE = 5.0  # seconds that process 0 waits, once something is wrong, for those who are late
 _SAY = 10.0  # seconds after which process 0 says again whom it waits for
 _SPARE = 0.25  # of the timeout, five seconds at most: until the answer is there, on a busy machine
-Card = dict[str, Any]
 
 
 @attrs.frozen(kw_only=True)
@@ -59,6 +59,47 @@ class Place:
         return self.host in ("localhost", "::1") or self.host.startswith("127.")
 
 
+_index = (instance_of(int), ge(0))
+
+
+@attrs.frozen(kw_only=True)
+class Card:
+    """What a process says of itself when it comes.
+
+    Attributes:
+        processes: how many there are, as it was told.
+        process: its index.
+        host: its machine.
+        same: what must not differ from process 0: title to key to JSON value.
+        seconds: that are left until it needs its answer.
+    """
+
+    processes: int = attrs.field(validator=_index)
+    process: int = attrs.field(validator=_index)
+    host: str = attrs.field(validator=instance_of(str))
+    same: dict[str, dict[str, Any]] = attrs.field(
+        validator=deep_mapping(instance_of(str), instance_of(dict), instance_of(dict))
+    )
+    seconds: float = attrs.field(validator=instance_of((int, float)))
+
+    def __attrs_post_init__(self) -> None:
+        if self.process >= self.processes:
+            raise ValueError("its index is too large")
+
+
+@attrs.frozen(kw_only=True)
+class Answer:
+    """What process 0 says to each when all have come.
+
+    Attributes:
+        problem: for which all of them end; empty where they go on.
+        host: its machine.
+    """
+
+    problem: str = attrs.field(validator=instance_of(str))
+    host: str = attrs.field(validator=instance_of(str))
+
+
 def roll_call(place: Place, same: Mapping[str, Mapping[str, Any]]) -> list[Peer]:
     """Return once all processes have come, and are the same; process 0 waits for the others.
 
@@ -73,12 +114,13 @@ def roll_call(place: Place, same: Mapping[str, Mapping[str, Any]]) -> list[Peer]
         UserError: with one text on every process that came; process 0 says it.
     """
     deadline = time.monotonic() + place.timeout
-    card = {
-        "process": place.process,
-        "processes": place.processes,
-        "host": socket.gethostname(),
-        "same": json.loads(json.dumps(same, default=str)),
-    }
+    card = Card(
+        processes=place.processes,
+        process=place.process,
+        host=socket.gethostname(),
+        same=json.loads(json.dumps(same, default=str)),
+        seconds=place.timeout,
+    )
     if place.process == 0:
         return _call(place, card, deadline)
     return [_answer(place, card, deadline)]
@@ -102,7 +144,8 @@ def _call(place: Place, own: Card, deadline: float) -> list[Peer]:
                     continue
                 problem = problem or _missing(place, [own, *(each for each, _ in came)])
                 break
-            card = _received(wire, max(0.01, min(_READ, deadline - time.monotonic())))
+            line = wire.line(max(0.01, min(_READ, deadline - time.monotonic())))
+            card = read(line or "", Card)
             if card is None:
                 wire.close()  # somebody else's
                 continue
@@ -113,18 +156,18 @@ def _call(place: Place, own: Card, deadline: float) -> list[Peer]:
             wrong = problem or _wrong(card, [own, *(each for each, _ in came)])
             came.append((card, wire))
             # Each gets its answer within its own timeout, though it began to wait earlier.
-            deadline = min(deadline, time.monotonic() + card.get("seconds", place.timeout))
+            deadline = min(deadline, time.monotonic() + card.seconds)
             if wrong and not problem:
                 problem = wrong
                 # Those who are still on their way shall hear it, too.
                 deadline = min(deadline, time.monotonic() + _LATE)
         for _, wire in came:
-            wire.say(json.dumps({"problem": problem, "host": own["host"]}))
+            wire.say(written(Answer(problem=problem, host=own.host)))
         if problem:
             raise UserError(problem)
         stack.pop_all()
         server.close()
-    return [Peer(card["process"], card["host"], wire) for card, wire in came]
+    return [Peer(card.process, card.host, wire) for card, wire in came]
 
 
 def _answer(place: Place, own: Card, deadline: float) -> Peer:
@@ -134,13 +177,13 @@ def _answer(place: Place, own: Card, deadline: float) -> Peer:
         try:
             wire = Wire(_connected(place, min(_READ, left)))
             left = max(0.01, deadline - time.monotonic())
-            wire.say(json.dumps({**own, "seconds": left - spare}))
-            reply = _received(wire, left)
-            if reply is not None and not reply["problem"]:
-                return Peer(0, reply["host"], wire)
+            wire.say(written(attrs.evolve(own, seconds=left - spare)))
+            answer = read(wire.line(left) or "", Answer)
+            if answer is not None and not answer.problem:
+                return Peer(0, answer.host, wire)
             wire.close()
-            if reply is not None:
-                told = UserError(reply["problem"])
+            if answer is not None:
+                told = UserError(answer.problem)
                 told.is_told = True
                 raise told
             reason = "what is there does not answer: it is no trainer, hangs, or has ended"
@@ -176,43 +219,27 @@ def _server(place: Place) -> socket.socket:
         ) from error
 
 
-def _received(wire: Wire, seconds: float) -> Card | None:
-    """Return the JSON object of a line; None where it is none, or the other side has left."""
-    try:
-        read = json.loads(wire.line(seconds) or "")
-    except ValueError:
-        return None
-    if not isinstance(read, dict):
-        return None
-    return (
-        read
-        if read.keys() >= {"problem", "host"}
-        or read.keys() >= {"process", "processes", "host", "same"}
-        else None
-    )
-
-
 def _wrong(card: Card, cards: list[Card]) -> str:
     """What is wrong with one who came, in view of those before, of whom process 0 is the first."""
-    first, name = cards[0], f"process {card['process']} ({card['host']})"
-    if card["processes"] != first["processes"]:
+    first, name = cards[0], f"process {card.process} ({card.host})"
+    if card.processes != first.processes:
         return (
-            f"[distributed] processes = {card['processes']} on {name}, and "
-            f"{first['processes']} on process 0 ({first['host']})"
+            f"[distributed] processes = {card.processes} on {name}, and "
+            f"{first.processes} on process 0 ({first.host})"
         )
     for other in cards:
-        if other["process"] == card["process"]:
+        if other.process == card.process:
             return (
-                f"two processes have [distributed] process = {card['process']}, on "
-                f"{other['host']} and {card['host']}; each needs an index of its own"
+                f"two processes have [distributed] process = {card.process}, on "
+                f"{other.host} and {card.host}; each needs an index of its own"
             )
-    for title, values in first["same"].items():
-        given = card["same"].get(title, {})
+    for title, values in first.same.items():
+        given = card.same.get(title, {})
         # What was chosen before its settings.
         for key in sorted({*values, *given}, key=lambda key: (not key.endswith(".use"), key)):
             if values.get(key) != given.get(key):
                 return (
-                    f"{name} has another {title} than process 0 ({first['host']}): {key} is "
+                    f"{name} has another {title} than process 0 ({first.host}): {key} is "
                     f"{_shown(given, key)} there, and {_shown(values, key)} on process 0; it must "
                     f"be the same on all"
                 )
@@ -229,7 +256,7 @@ def _say_missing(place: Place, cards: list[Card], seconds: float) -> None:
 
 
 def _absent(place: Place, cards: list[Card]) -> list[str]:
-    came = {card["process"] for card in cards}
+    came = {card.process for card in cards}
     return [str(index) for index in range(place.processes) if index not in came]
 
 
@@ -238,7 +265,7 @@ def _some(names: list[str]) -> str:
 
 
 def _missing(place: Place, cards: list[Card]) -> str:
-    came = {card["process"]: card["host"] for card in cards}
+    came = {card.process: card.host for card in cards}
     missing = _absent(place, cards)
     text = (
         f"{len(missing)} of {place.processes} processes did not come to {place.coordinator} within "

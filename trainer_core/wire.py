@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import time
+from typing import TypeVar
 
 import attrs
 
+Message = TypeVar("Message")
 _WRITE = 5.0  # seconds that the other side may take to make room
-_MOST = 1 << 24  # bytes of a line; a resolved config has thousands
+_MOST = 1 << 22  # bytes of a line; a resolved config has thousands
 
 
 @attrs.define(eq=False)
@@ -30,11 +33,14 @@ class Wire:
             self.socket.sendall(line.encode() + b"\n")
 
     def line(self, seconds: float) -> str | None:
-        """Return the next line; None where none came in time, or the other side has left."""
+        """Return the next line; None where none came in time, or the other side has left.
+
+        It has left, too, where it never ends its line: it is somebody else.
+        """
         deadline = time.monotonic() + seconds
         while b"\n" not in self._unread:
             left = deadline - time.monotonic()
-            if left <= 0 or len(self._unread) > _MOST or not self._read(left):
+            if left <= 0 or not self._read(left):
                 return None
         line, _, self._unread = self._unread.partition(b"\n")
         return line.decode(errors="replace")
@@ -78,4 +84,23 @@ class Wire:
         except OSError:
             return False
         self._unread += read
-        return bool(read)
+        return bool(read) and len(self._unread) <= _MOST
+
+
+def written(message: object) -> str:
+    """Return an object of an attrs class as a line, for `read` on the other side."""
+    return json.dumps(attrs.asdict(message))  # type: ignore[arg-type]
+
+
+def read(line: str, kind: type[Message]) -> Message | None:
+    """Return what a line says; None where it is no such message: it is somebody else's.
+
+    Args:
+        line: as it came.
+        kind: an attrs class, whose validators say what is one.
+    """
+    try:
+        found = json.loads(line)
+        return kind(**{each.name: found[each.name] for each in attrs.fields(kind)})  # type: ignore[arg-type]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
