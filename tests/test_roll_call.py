@@ -8,6 +8,7 @@ import re
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -489,8 +490,54 @@ def test_process_0_says_whom_it_waits_for(
     assert told[0] is not None
     said = [each.getMessage() for each in caplog.records]
     assert len(said) >= 2  # it waits for 1.5 s, so that the other has its answer in time
+    for each in said:  # it alone: process 2 knows that it has come
+        assert re.fullmatch(
+            r"process 0 waits at localhost:\d+ for process 1, for \d seconds more "
+            r"\(\[distributed\] timeout\)",
+            each,
+        )
+
+
+def refusing(server: socket.socket) -> None:
+    server.close()
+
+
+def silent(server: socket.socket) -> None:
+    return
+
+
+def foreign(server: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            with server.accept()[0] as connection:
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        (refusing, "connection refused"),
+        (silent, "what is there does not answer: it is no trainer, hangs, or has ended"),
+        (foreign, "what is there does not answer: it is no trainer, hangs, or has ended"),
+    ],
+)
+def test_the_others_say_long_before_the_timeout_that_they_do_not_reach_process_0(
+    what: Callable[[socket.socket], None],
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(roll_call_module, "_SAY", 0.3)
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+        threading.Thread(target=what, args=[server], daemon=True).start()
+        place = Place(coordinator=f"localhost:{port}", processes=2, process=1, timeout=2)
+        with pytest.raises(UserError, match=reason):
+            roll_call(place, SAME)
+    said = [each.getMessage() for each in caplog.records]
+    assert len(said) >= 2
     assert re.fullmatch(
-        r"process 0 waits at localhost:\d+ for process 1, for \d seconds more "
-        r"\(\[distributed\] timeout\)",
+        rf"process 1 waits at localhost:{port} for process 0, for \d seconds more "
+        rf"\(\[distributed\] timeout\): {reason}",
         said[0],
     )

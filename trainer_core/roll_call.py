@@ -27,7 +27,7 @@ logger = logging.getLogger("trainer_core")
 _RETRY = 0.2  # seconds between two attempts to reach process 0
 _READ = 5.0  # seconds that one who has connected may take to say who it is
 _LATE = 5.0  # seconds that process 0 waits, once something is wrong, for those who are late
-_SAY = 10.0  # seconds after which process 0 says again whom it waits for
+_SAY = 10.0  # seconds after which a process says again for whom it waits
 _SPARE = 0.25  # of the timeout, five seconds at most: until the answer is there, on a busy machine
 
 
@@ -59,6 +59,8 @@ class Place:
         return self.host in ("localhost", "::1") or self.host.startswith("127.")
 
 
+_TAKEN = "taken"  # by process 0, as soon as it has read a card: it is a trainer
+_NO_ANSWER = "what is there does not answer: it is no trainer, hangs, or has ended"
 _index = (instance_of(int), ge(0))
 
 
@@ -100,6 +102,44 @@ class Answer:
     host: str = attrs.field(validator=instance_of(str))
 
 
+@attrs.define
+class Waiting:
+    """How long a process waits for others, and when it says again for whom."""
+
+    place: Place
+    deadline: float
+    _said: float = attrs.field(factory=time.monotonic, init=False)
+
+    @property
+    def is_over(self) -> bool:
+        return time.monotonic() >= self.deadline
+
+    @property
+    def left(self) -> float:
+        """Seconds; something that has come is read in the last moment, too."""
+        return max(0.01, self.deadline - time.monotonic())
+
+    @property
+    def pause(self) -> float:
+        """Seconds until something is to be said, or all is over."""
+        return max(0.01, min(self.left, self._said + _SAY - time.monotonic()))
+
+    def say(self, processes: str, reason: str = "") -> None:
+        """Say for whom it waits, if it is time."""
+        if self.is_over or time.monotonic() < self._said + _SAY:
+            return
+        self._said = time.monotonic()
+        logger.warning(
+            "process %d waits at %s for process %s, for %.0f seconds more (%s)%s",
+            self.place.process,
+            self.place.coordinator,
+            processes,
+            self.left,
+            "[distributed] timeout",
+            reason and f": {reason}",
+        )
+
+
 def roll_call(place: Place, same: Mapping[str, Mapping[str, Any]]) -> list[Peer]:
     """Return once all processes have come, and are the same; process 0 waits for the others.
 
@@ -113,7 +153,7 @@ def roll_call(place: Place, same: Mapping[str, Mapping[str, Any]]) -> list[Peer]
     Raises:
         UserError: with one text on every process that came; process 0 says it.
     """
-    deadline = time.monotonic() + place.timeout
+    waiting = Waiting(place, time.monotonic() + place.timeout)
     card = Card(
         processes=place.processes,
         process=place.process,
@@ -122,33 +162,31 @@ def roll_call(place: Place, same: Mapping[str, Mapping[str, Any]]) -> list[Peer]
         seconds=place.timeout,
     )
     if place.process == 0:
-        return _call(place, card, deadline)
-    return [_answer(place, card, deadline)]
+        return _call(place, card, waiting)
+    return [_answer(place, card, waiting)]
 
 
-def _call(place: Place, own: Card, deadline: float) -> list[Peer]:
+def _call(place: Place, own: Card, waiting: Waiting) -> list[Peer]:
     came: list[tuple[Card, Wire]] = []
     problem = ""
-    said = time.monotonic()
     with ExitStack() as stack:
         server = stack.enter_context(_server(place))
         while len(came) + 1 < place.processes:
             try:
-                until = min(deadline, said + _SAY)
-                server.settimeout(max(0.01, until - time.monotonic()))
+                server.settimeout(waiting.pause)
                 wire = Wire(stack.enter_context(server.accept()[0]))
             except TimeoutError:
-                if time.monotonic() < deadline:
-                    said = time.monotonic()
-                    _say_missing(place, [own, *(each for each, _ in came)], deadline - said)
+                cards = [own, *(each for each, _ in came)]
+                if not waiting.is_over:
+                    waiting.say(_some(_absent(place, cards)))
                     continue
-                problem = problem or _missing(place, [own, *(each for each, _ in came)])
+                problem = problem or _missing(place, cards)
                 break
-            line = wire.line(max(0.01, min(_READ, deadline - time.monotonic())))
-            card = read(line or "", Card)
+            card = _card(wire, min(_READ, waiting.left))
             if card is None:
                 wire.close()  # somebody else's
                 continue
+            wire.say(_TAKEN)
             # One that is gone may be started again, and comes once more.
             for each in [each for each in came if each[1].has_left()]:
                 each[1].close()
@@ -156,11 +194,11 @@ def _call(place: Place, own: Card, deadline: float) -> list[Peer]:
             wrong = problem or _wrong(card, [own, *(each for each, _ in came)])
             came.append((card, wire))
             # Each gets its answer within its own timeout, though it began to wait earlier.
-            deadline = min(deadline, time.monotonic() + card.seconds)
+            waiting.deadline = min(waiting.deadline, time.monotonic() + card.seconds)
             if wrong and not problem:
                 problem = wrong
                 # Those who are still on their way shall hear it, too.
-                deadline = min(deadline, time.monotonic() + _LATE)
+                waiting.deadline = min(waiting.deadline, time.monotonic() + _LATE)
         for _, wire in came:
             wire.say(written(Answer(problem=problem, host=own.host)))
         if problem:
@@ -170,15 +208,20 @@ def _call(place: Place, own: Card, deadline: float) -> list[Peer]:
     return [Peer(card.process, card.host, wire) for card, wire in came]
 
 
-def _answer(place: Place, own: Card, deadline: float) -> Peer:
+def _card(wire: Wire, seconds: float) -> Card | None:
+    try:
+        return read(wire.line(seconds) or "", Card)
+    except TimeoutError:
+        return None
+
+
+def _answer(place: Place, own: Card, waiting: Waiting) -> Peer:
     spare = min(5.0, _SPARE * place.timeout)
     while True:
-        left = max(0.01, deadline - time.monotonic())
         try:
-            wire = Wire(_connected(place, min(_READ, left)))
-            left = max(0.01, deadline - time.monotonic())
-            wire.say(written(attrs.evolve(own, seconds=left - spare)))
-            answer = read(wire.line(left) or "", Answer)
+            wire = Wire(_connected(place, min(_READ, waiting.left)))
+            wire.say(written(attrs.evolve(own, seconds=waiting.left - spare)))
+            answer = _answered(wire, waiting)
             if answer is not None and not answer.problem:
                 return Peer(0, answer.host, wire)
             wire.close()
@@ -186,12 +229,29 @@ def _answer(place: Place, own: Card, deadline: float) -> Peer:
                 told = UserError(answer.problem)
                 told.is_told = True
                 raise told
-            reason = "what is there does not answer: it is no trainer, hangs, or has ended"
+            reason = _NO_ANSWER
         except OSError as error:
             reason = str(error.strerror or error).lower()
-        if time.monotonic() + _RETRY > deadline:
+        if time.monotonic() + _RETRY > waiting.deadline:
             raise UserError(_unreachable(place, reason), "distributed.coordinator")
+        waiting.say("0", reason)
         time.sleep(_RETRY)
+
+
+def _answered(wire: Wire, waiting: Waiting) -> Answer | None:
+    """Return what process 0 says; None where what is there says nothing of the kind."""
+    is_taken = False
+    while not waiting.is_over:
+        try:
+            line = wire.line(waiting.left if is_taken else waiting.pause)
+        except TimeoutError:
+            if not is_taken:  # else process 0 says for whom it waits itself
+                waiting.say("0", _NO_ANSWER)
+            continue
+        if line != _TAKEN:
+            return read(line or "", Answer)
+        is_taken = True
+    return None
 
 
 def _connected(place: Place, seconds: float) -> socket.socket:
@@ -244,15 +304,6 @@ def _wrong(card: Card, cards: list[Card]) -> str:
                     f"be the same on all"
                 )
     return ""
-
-
-def _say_missing(place: Place, cards: list[Card], seconds: float) -> None:
-    logger.warning(
-        "process 0 waits at %s for process %s, for %.0f seconds more ([distributed] timeout)",
-        place.coordinator,
-        _some(_absent(place, cards)),
-        seconds,
-    )
 
 
 def _absent(place: Place, cards: list[Card]) -> list[str]:

@@ -33,14 +33,17 @@ class Wire:
             self.socket.sendall(line.encode() + b"\n")
 
     def line(self, seconds: float) -> str | None:
-        """Return the next line; None where none came in time, or the other side has left.
+        """Return the next line; None where the other side has left, or its line is too long.
 
-        It has left, too, where it never ends its line: it is somebody else.
+        Raises:
+            TimeoutError: none came in time.
         """
         deadline = time.monotonic() + seconds
         while b"\n" not in self._unread:
             left = deadline - time.monotonic()
-            if left <= 0 or not self._read(left):
+            if left <= 0:
+                raise TimeoutError
+            if not self._read(left):
                 return None
         line, _, self._unread = self._unread.partition(b"\n")
         return line.decode(errors="replace")
@@ -78,9 +81,12 @@ class Wire:
         self.socket.close()
 
     def _read(self, seconds: float) -> bool:
+        """Read what comes in time, if anything; return whether more may come."""
         self.socket.settimeout(seconds)
         try:
             read = self.socket.recv(1 << 16)
+        except TimeoutError:
+            return True
         except OSError:
             return False
         self._unread += read
