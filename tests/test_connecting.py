@@ -17,7 +17,8 @@ from processes import Ended, ended, started, together
 
 from trainer_core import connecting
 from trainer_core.roll_call import Place
-from trainer_core.wire import Wire, written
+from trainer_core.stacks import end_hard
+from trainer_core.wire import Wire, read, written
 
 TIMEOUT = 10
 PATIENCE = 5  # of its seconds, until one that is not heard of is named
@@ -224,6 +225,37 @@ def test_a_failure_that_cannot_be_read_is_missed_when_its_process_ends(
     theirs.close()
     [why] = judged(mine, 1)
     assert why.startswith("process 0 (node0) ended while JAX connected the processes")
+
+
+def test_an_error_of_the_thread_that_looks_is_a_failure_to_connect(
+    judged: Callable[[Wire, int], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def miss(self: connecting.Connecting, looks: int) -> list[str]:
+        raise KeyError("node1")
+
+    monkeypatch.setattr(connecting.Connecting, "_missed", miss)
+    mine, theirs = map(Wire, socket.socketpair())
+    [why] = judged(mine, 0)
+    place = rf"{re.escape(__file__)}:\d+, in miss"
+    assert re.fullmatch(rf"process 0 failed: KeyError: 'node1', at {place}", why)
+    # The other hears of it, too.
+    told = (theirs.line(TIMEOUT) or "", theirs.line(TIMEOUT) or "")[1]
+    assert read(told.removeprefix("failed "), connecting.Failed) == connecting.Failed([why])
+    theirs.close()
+
+
+def test_a_process_ends_though_what_it_does_last_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr("os._exit", codes.append)
+
+    def last() -> None:
+        raise KeyError("node1")
+
+    with pytest.raises(KeyError):  # in a thread, it would be the end of that alone
+        end_hard(["no route"], tmp_path, 0, last)
+    assert codes == [1]
 
 
 def test_a_process_that_fell_silent_just_before_it_would_be_late_is_not_taken_for_alive(

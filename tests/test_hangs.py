@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import queue
 import re
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command import PERCEPTRON
 from processes import Ended, ended, started, together
+
+from trainer_core import watch
+from trainer_core.signs import Failure, Sign
 
 TIMEOUT = 10
 PATIENCE = 5  # of its seconds, until one that is not heard of is named
@@ -70,6 +76,43 @@ def hung(folder: Path, *settings: str, process: int = 1) -> tuple[Ended, float]:
         seconds = time.monotonic() - began
         running[process].kill()
         return ended(running, folder)[1 - process], seconds
+
+
+class Lame:
+    """Stands in for the board of process 0, of which one entry cannot be understood."""
+
+    process = 0
+
+    def __init__(self) -> None:
+        self.said: list[Failure] = []
+
+    def give(self, sign: Sign) -> None:
+        return
+
+    def failures(self) -> list[Failure]:
+        return []
+
+    def signs(self) -> dict[int, Sign]:
+        raise KeyError("host")
+
+    def fail(self, failure: Failure) -> None:
+        self.said.append(failure)
+
+
+def test_an_error_of_the_watch_ends_the_process_and_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: queue.Queue[Sequence[str]] = queue.Queue()
+    monkeypatch.setattr(watch, "LOOK", 0.05)
+    monkeypatch.setattr(watch, "end_hard", lambda lines, *_: ended.put(lines))
+    board: Any = Lame()
+    watching = watch.Watch(board, 2, TIMEOUT, tmp_path)
+    [line] = ended.get(timeout=60)
+    watching.end()
+    assert re.fullmatch(
+        rf"process 0 failed: KeyError: 'host', at {re.escape(__file__)}:\d+, in signs", line
+    )
+    assert [str(each) for each in board.said] == [line]
 
 
 def assert_named(found: Ended, seconds: float, process: int, where: str) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import attrs
 from attrs.validators import deep_iterable, instance_of
 
+from trainer_core.errors import with_place
 from trainer_core.stacks import end_hard
 from trainer_core.watch import GRACE, LOOK, patience
 from trainer_core.wire import Wire, read, written
@@ -111,24 +112,30 @@ class Connecting:
     def look(self) -> None:
         """Give signs of life and look for those of the others; then wait until these have left."""
         with selectors.DefaultSelector() as selector:
-            for peer in self.peers:
-                selector.register(peer.wire.socket, selectors.EVENT_READ, peer)
-            looks = 0
-            # What came with the answer of the roll call is read, and no socket tells of it.
-            problem = [
-                each for peer in self.peers for each in self._taken(peer, peer.wire.unread())
-            ]
-            while not self._over.is_set():
-                self._say(_HERE + self._stands)
-                looks += 1
-                problem = problem or self._heard(selector, LOOK) or self._missed(looks)
-                if problem and not self._over.is_set():
-                    self._end_hard(problem, selector)
+            try:
+                problem = self._looked(selector)
+            except Exception as error:  # nobody would look any more, and a hang be unnamed
+                problem = [f"process {self.place.process} failed: {with_place(error)}"]
+            if problem and not self._over.is_set():
+                self._end_hard(problem, selector)
             until = time.monotonic() + self.place.timeout
             while selector.get_map() and time.monotonic() < until:
                 self._heard(selector, LOOK)
         for peer in self.peers:
             peer.wire.close()
+
+    def _looked(self, selector: selectors.BaseSelector) -> list[str]:
+        """Return what is wrong, as soon as something is; nothing once this process is ready."""
+        for peer in self.peers:
+            selector.register(peer.wire.socket, selectors.EVENT_READ, peer)
+        looks = 0
+        # What came with the answer of the roll call is read, and no socket tells of it.
+        problem = [each for peer in self.peers for each in self._taken(peer, peer.wire.unread())]
+        while not (problem or self._over.is_set()):
+            self._say(_HERE + self._stands)
+            looks += 1
+            problem = self._heard(selector, LOOK) or self._missed(looks)
+        return problem
 
     @property
     def _most(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 
 
@@ -51,6 +52,12 @@ def first_line(error: BaseException) -> str:
     """Return what was raised: its type, and the first line of what it says."""
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def with_place(error: BaseException) -> str:
+    """Return what was raised, as `first_line` does, and the line of code that raised it."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{first_line(error)}, at {frame.filename}:{frame.lineno}, in {frame.name}"
 
 
 def kind_of(value: object) -> str:

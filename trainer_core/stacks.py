@@ -49,11 +49,13 @@ def end_hard(
         if written := write_stacks(directory, process):
             say_error(f"where this process was: {written}")
 
-    for error in errors:
-        say_error(error)
-    flush()
-    writing = threading.Thread(target=say_where, daemon=True)
-    writing.start()
-    writing.join(_WRITING)
-    last()
-    os._exit(1)
+    try:
+        for error in errors:
+            say_error(error)
+        flush()
+        writing = threading.Thread(target=say_where, daemon=True)
+        writing.start()
+        writing.join(_WRITING)
+        last()
+    finally:  # a thread that ends otherwise would leave the process as it is
+        os._exit(1)

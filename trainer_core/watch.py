@@ -17,6 +17,7 @@ from typing import NoReturn
 
 import attrs
 
+from trainer_core.errors import with_place
 from trainer_core.signs import Board, Failure, Sign
 from trainer_core.stacks import end_hard, stacks
 
@@ -70,7 +71,7 @@ class Watch:
 
     def __attrs_post_init__(self) -> None:
         self._threads = [
-            threading.Thread(target=work, name="watch", daemon=True)
+            threading.Thread(target=self._kept, args=[work], name="watch", daemon=True)
             for work in (self._talk, self._guard)
         ]
         for thread in self._threads:
@@ -168,6 +169,18 @@ class Watch:
         for thread in self._threads:
             thread.join(GRACE)
 
+    def _kept(self, work: Callable[[], None]) -> None:
+        """End this process where a thread of the watch fails: a hang would be unnamed."""
+        try:
+            work()
+        except Exception as error:
+            if self._over.is_set():
+                return
+            failure = Failure(self.board.process, with_place(error))
+            with contextlib.suppress(Exception):
+                self.board.fail(failure)
+            self._end_hard([str(failure)])
+
     def _talk(self) -> None:
         used = time.process_time()
         while not self._over.wait(LOOK):
@@ -179,7 +192,7 @@ class Watch:
                     self._first = self.board.first_sign()
                 elif not (failures or self._rests or self._knows.is_set()):
                     failures = self._judged(self.board.signs())
-            except Exception:
+            except RuntimeError:  # of JAX, where process 0 cannot be reached
                 continue  # the guard counts how often
             self._unheard = 0
             if failures and not self._knows.is_set():
