@@ -18,6 +18,7 @@ from trainer_core.assemble import open_run
 from trainer_core.config import load_config
 from trainer_core.defaults.accumulate import Microbatch
 from trainer_core.loss import build_loss
+from trainer_core.plan.hlo import computations
 from trainer_core.testing.small import COEFFICIENTS
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -290,6 +291,34 @@ def test_no_device_and_no_microbatch_draws_the_mask_of_another(reduce: str) -> N
     assert drawn.min() > 0
     again = accumulated(terms, params, batch, 4, reduce=reduce).grads["p"]
     assert np.array_equal(drawn, again)
+
+
+def test_weights_may_depend_on_the_parameters() -> None:
+    """Those of all parts are then known one after the other, as their sums are."""
+
+    def terms(params: Any, buffers: Any, batch: Any, key: Any, train: bool) -> Any:
+        weights = jax.nn.sigmoid(batch["x"] * params["p"])
+        return {"loss": Term(jnp.sum(weights * batch["x"] * params["p"]), weights.sum())}, buffers
+
+    given = terms, {"p": np.float32(0.5)}, {"x": np.linspace(-1, 2, BATCH, dtype=np.float32)}
+    whole, parts = (accumulated(*given, microbatches) for microbatches in (1, 4))
+    assert abs(parts.loss - whole.loss) <= FLOAT32 * abs(whole.loss)
+    assert abs(parts.grads["p"] - whole.grads["p"]) <= FLOAT32 * abs(whole.grads["p"])
+
+
+@pytest.mark.eight_devices
+def test_devices_tell_each_other_the_weights_of_all_parts_once() -> None:
+    parts = build(recipe(data={"batch_size": 32}, accumulate={"microbatches": 4}))
+    state, batch = parts.program.abstract_state, parts.program.abstract_batch
+    text = (
+        jax.jit(lambda *given: parts.grad_fn(*given).loss)
+        .lower(state.params, state.buffers, batch, jax.random.key(0))
+        .compile()
+        .as_text()
+    )
+    every = computations(text)
+    (entry,) = [lines for name, lines in every.items() if name.startswith("ENTRY ")]
+    assert [each.shape for each in entry if each.kind == "all-reduce"] == ["f32[4]{0}"], text
 
 
 @pytest.mark.eight_devices

@@ -13,9 +13,11 @@ from typing import Any
 import attrs
 import decoders
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from decoders import FRAMEWORKS, SMALL
+from order import unordered
 from programs import Parts, assert_bitwise_equal, build, host, recipe
 
 from trainer_core import UserError
@@ -145,20 +147,28 @@ class Compiled:
     gradient: Gradient
     cost: Cost
     temporaries: int
+    unordered: list[tuple[str, str]]
 
 
 @functools.cache
-def gradient_on(mesh: str, **accumulate: Any) -> Compiled:
+def gradient_on(
+    mesh: str, framework: str = "nnx", scan: bool = True, **accumulate: Any
+) -> Compiled:
     parts = on(
-        json.loads(mesh), model={"dropout": 0.0}, accumulate={"microbatches": 4, **accumulate}
+        json.loads(mesh),
+        framework,
+        model={"dropout": 0.0, "scan": scan},
+        accumulate={"microbatches": 4, **accumulate},
     )
     state, batch = parts.state(), parts.batch(0)
     given = (state.params, state.buffers, batch, jax.random.key(0))
     compiled = jax.jit(parts.grad_fn).lower(*given).compile()
+    text = compiled.as_text()
     return Compiled(
         gradient=host(compiled(*given)),
-        cost=cost_of(compiled.as_text()),
+        cost=cost_of(text),
         temporaries=compiled.memory_analysis().temp_size_in_bytes,
+        unordered=unordered(text),
     )
 
 
@@ -186,6 +196,33 @@ def test_beside_a_tensor_axis_they_are_too() -> None:
     assert once.cost.bytes < each.cost.bytes
     # 12 microbatches of rows on a device: no row has moved.
     assert "all-to-all" not in once.cost.collectives
+
+
+@pytest.mark.parametrize(
+    ("framework", "scan"),
+    [
+        ("nnx", True),
+        pytest.param("nnx", False, marks=pytest.mark.long),
+        pytest.param("linen", True, marks=pytest.mark.long),
+    ],
+)
+def test_devices_talk_in_one_order_alone(framework: str, scan: bool) -> None:
+    """Or processes on CPUs, where XLA leaves it open, would wait for each other for ever."""
+    assert gradient_on('{"data": 1, "fsdp": 8}', framework, scan).unordered == []
+
+
+def test_what_has_no_order_is_found() -> None:
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread, whole = (jax.NamedSharding(mesh, jax.P(axis)) for axis in ("data", None))
+
+    def summed(parts: Any, other: Any) -> Any:
+        sums = jax.lax.map(jnp.sum, parts)
+        return sums, jax.lax.with_sharding_constraint(other, whole)
+
+    given = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((4, 64), (64,))]
+    rows = jax.NamedSharding(mesh, jax.P(None, "data"))
+    text = jax.jit(summed, in_shardings=(rows, spread)).lower(*given).compile().as_text()
+    assert len(unordered(text)) == 1
 
 
 def test_the_sum_of_gradients_can_lie_over_the_data_axis_too() -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.interpreters import partial_eval
 from jax.sharding import Mesh, PartitionSpec
 
 from trainer_core.types import Batch, Buffers, GradFn, Gradient, LossFn, Model, Params
@@ -112,12 +114,23 @@ def _all_here(weigh: Weigh, summed: Summed) -> Summed:
 def _weights(model: Model, params: Params, buffers: Buffers, parts: Any, keys: jax.Array) -> Any:
     """Each term's weight over all parts."""
 
-    def weigh(carry: None, each: Any) -> tuple[None, Any]:
-        # Only the weights are kept, and they depend on the batch alone: XLA drops the rest.
-        terms, _ = model.terms(params, buffers, each[0], each[1], True)
-        return None, {name: term.weight for name, term in terms.items()}
+    def weigh(part: Any, params: Params, buffers: Buffers, key: jax.Array) -> Any:
+        terms, _ = model.terms(params, buffers, part, key, True)
+        return {name: term.weight for name, term in terms.items()}
 
-    _, weights = jax.lax.scan(weigh, None, (parts, keys))
+    first = jax.tree.map(lambda each: each[0], (parts, keys))
+    closed, form = jax.make_jaxpr(weigh, return_shape=True)(first[0], params, buffers, first[1])
+    rows = jax.tree.leaves(parts)
+    keep = [index < len(rows) for index in range(len(closed.jaxpr.invars))]
+    jaxpr, used = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), keep)
+    if jaxpr.effects or any(used[len(rows) :]):
+        weights = jax.lax.map(lambda each: weigh(each[0], params, buffers, each[1]), (parts, keys))
+    else:
+        # They depend on the batch alone, of which all parts are there: devices tell each other
+        # one sum, and not one a part. Nor do they so in a loop, beside what else they tell: XLA
+        # for CPUs leaves the order of the two open, and processes would wait for each other.
+        found = jax.vmap(jaxpr_as_fun(ClosedJaxpr(jaxpr, closed.consts)))(*rows)
+        weights = jax.tree.unflatten(jax.tree.structure(form), found)
     return jax.tree.map(lambda each: jnp.sum(each, axis=0), weights)
 
 
