@@ -49,7 +49,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 OTHERS = [ROOT / "CHANGELOG.md", *sorted(ROOT.glob("plugins/*/README.md"))]
 # More than ten seconds of training.
-TRAINING = ("migration", "muon", "own-model", "recipes", "write-an-optimizer")
+TRAINING = ("migration", "muon", "own-model", "recipes", "resume", "write-an-optimizer")
 LANGUAGES = ("python", "toml", "console", "text")
 OURS = (
     "trainer-core",
@@ -150,7 +150,7 @@ def check_toml(block: Block) -> None:
         load_config(path)
     elif Path(block.file).name == "pyproject.toml":
         tomllib.loads(block.text)
-    elif "[[rule]]" in block.text:
+    elif re.search(r"^(\[\[rule\]\]$|fresh = )", block.text, re.MULTILINE):
         load_mapping(Path(block.file))
     else:
         load_config(Path(block.file))

@@ -39,11 +39,20 @@ def test_what_fits_is_no_error(tmp_path: Path) -> None:
         ),
         (
             {"params": without("layers_2"), **STATS},
-            ["different: 1 ", "params/layers_{0..1}/w is 2 x float32[4, 4]", "[2, 4, 4] is not [3"],
+            [
+                "different: 1 ",
+                "params/layers_{0..1}/w is 2 x float32[4, 4]",
+                "[2, 4, 4] is not [3",
+                "The checkpoint has 2 layers and the run stacks 3;",
+            ],
+        ),
+        (
+            {"params": {"embed": numbers(8, 4), "layers": {"w": numbers(2, 4, 4)}}, **STATS},
+            ["[2, 4, 4] is not [3, 4, 4]", "The checkpoint has 2 layers and the run stacks 3;"],
         ),
         (
             {"params": without("layers_1"), **STATS},
-            ["unexpected: 2 ", "params/layers_0/w", "layer 1 is missing", "missing: 1 "],
+            ["unexpected: 2 ", "params/{layers_0,layers_2}/w", "layer 1 is missing", "missing: 1 "],
         ),
         ({"params": GOOD}, ["missing: 1 ", "buffers/stats/mean float32[4]"]),
         (
@@ -64,7 +73,7 @@ def test_what_fits_is_no_error(tmp_path: Path) -> None:
         ),
         (
             {"params": GOOD | {f"extra_{n}": numbers(1) for n in range(25)}, **STATS},
-            ["unexpected: 25 ", "… and 5 more"],
+            ["unexpected: 25 ", "params/extra_{0..24} float32[1]"],
         ),
         (
             {"params": GOOD | {"layers": [{"w": numbers(4, 4)}]}, **STATS},
@@ -74,6 +83,7 @@ def test_what_fits_is_no_error(tmp_path: Path) -> None:
     ids=[
         "vocabulary",
         "depth",
+        "depth of a stack",
         "a hole",
         "a collection",
         "dtype",

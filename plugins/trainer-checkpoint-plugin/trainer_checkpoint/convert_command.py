@@ -131,6 +131,7 @@ def _show(done: Converted | Written, arguments: Namespace, after: str) -> None:
         page.line()
         rows.append(("written", "nothing: this is a dry run"))
     else:
+        rows += table.left_out(done.plan)
         rows.append(("written", str(done.directory)))
     if done.step is not None:
         rows.append(("step", f"{done.step:,}"))

@@ -1,18 +1,18 @@
-"""What to say where a checkpoint does not fit: why, and the first paths of each kind."""
+"""What to say where a checkpoint does not fit: why, and all paths of each kind."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from trainer_checkpoint.convert.paths import in_order
+from trainer_checkpoint.convert.sides import side_of_run
+from trainer_checkpoint.folding import Line, Owners, folded
 from trainer_core.directory import differences
 from trainer_core.errors import UserError
 
 if TYPE_CHECKING:
     from trainer_core.run import Run
 
-_SHOWN = 20  # of each kind
 _SHAPING = ("model", "data", "optimizer", "step", "accumulate", "plugins")  # tables
 
 Described = Mapping[str, Mapping[str, Any]]
@@ -36,22 +36,24 @@ def check_same(
     Raises:
         UserError: it has not; says what differs in the configs, and in the arrays.
     """
-    missing = {path: f"{path} {_text(wanted[path])}" for path in wanted.keys() - saved.keys()}
-    unexpected = {path: f"{path} {_text(saved[path])}" for path in saved.keys() - wanted.keys()}
+    missing = {path: _line(path, _text(wanted[path])) for path in wanted.keys() - saved.keys()}
+    unexpected = {path: _line(path, _text(saved[path])) for path in saved.keys() - wanted.keys()}
     different = {
-        path: f"{path} is {_text(saved[path])}, this run has {_text(wanted[path])}"
+        path: _line(path, f"is {_text(saved[path])}, this run has {_text(wanted[path])}")
         for path in wanted.keys() & saved.keys()
         if _text(wanted[path]) != _text(saved[path])
     }
     if not (missing or unexpected or different):
         return
-    last = {path for path in {*saved, *wanted} if not path.startswith(("params/", "buffers/"))}
+    paths = {*saved, *wanted}
+    owners = side_of_run(paths).owners
+    last = {path for path in paths if not path.startswith(("params/", "buffers/"))}
     lines = [
         f"{where} is of another model or optimizer than this run; nothing was written.",
         *changed_config(old, run.config, run.may_change),
-        *listed("missing", "this run needs it, the checkpoint lacks it", missing, last),
-        *listed("unexpected", "the checkpoint has it, this run does not", unexpected, last),
-        *listed("different", "of another shape or dtype", different, last),
+        *listed("missing", "this run needs it, the checkpoint lacks it", missing, owners, last),
+        *listed("unexpected", "the checkpoint has it, this run does not", unexpected, owners, last),
+        *listed("different", "of another shape or dtype", different, owners, last),
         "Give the run another run.name, or the config that the checkpoint was made with. Or make "
         "a new run of this one: `trainer convert RUN RECIPE.toml run.name=NAME`, with --mapping "
         "FILE.toml for other names or --fresh-optimizer for another optimizer.",
@@ -86,21 +88,27 @@ def _shaping(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def listed(
-    kind: str, meaning: str, problems: Mapping[str, str], last: Collection[str]
+    kind: str,
+    meaning: str,
+    problems: Mapping[str, Line],
+    owners: Owners,
+    last: Collection[str],
 ) -> list[str]:
-    """Return a head and the first of some problems, by path.
+    """Return a head and all of some problems, by path.
 
     Args:
         kind, meaning: of the problems.
-        problems: path to text.
-        last: paths to list after all others: what follows from them, as the optimizer's state.
+        problems: path to what is wrong with it.
+        owners, last: as `folded` takes them.
     """
     if not problems:
         return []
-    paths = sorted(problems, key=lambda path: (path in last, in_order(path)))
-    shown = [f"  {problems[path]}" for path in paths[:_SHOWN]]
-    more = [f"  … and {len(paths) - _SHOWN} more"] if len(paths) > _SHOWN else []
-    return [f"{kind}: {len(paths)} ({meaning})", *shown, *more]
+    lines = folded(problems, owners, last)
+    return [f"{kind}: {len(problems)} ({meaning})", *(f"  {line}" for line in lines)]
+
+
+def _line(path: str, text: str) -> Line:
+    return Line((path,), (f" {text}",))
 
 
 def _text(leaf: Mapping[str, Any]) -> str:

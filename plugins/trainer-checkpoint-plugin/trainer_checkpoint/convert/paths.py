@@ -32,11 +32,22 @@ def without_number(path: str) -> Iterator[tuple[str, int]]:
             yield "/".join([*keys[:at], *name, *keys[at + 1 :]]), int(found["number"])
 
 
+def numbered(path: str) -> list[tuple[str, ...]]:
+    """Return, for each number in a path, what paths that differ in nothing else have in common."""
+    keys = path.split("/")
+    found = [_NUMBERED.fullmatch(key) for key in keys]
+    return [
+        (*keys[:at], each["name"] or "", "#", *keys[at + 1 :])
+        for at, each in enumerate(found)
+        if each
+    ]
+
+
 def pattern_of(paths: Sequence[str]) -> str:
-    """Return one text for several paths of the same form: `layer_{0..11}/attn/{q,k,v}/kernel`."""
+    """Return one text for several paths: `layer_{0..11}/attn/{q,k,v}/kernel` if of one form."""
     rows = [path.split("/") for path in paths]
     if len({len(row) for row in rows}) > 1:
-        return f"{paths[0]} … {paths[-1]}"
+        return ", ".join(paths)
     return "/".join(_common(list(dict.fromkeys(column))) for column in zip(*rows, strict=True))
 
 

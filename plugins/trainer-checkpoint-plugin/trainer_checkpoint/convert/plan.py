@@ -51,6 +51,8 @@ class Plan:
         counted: target paths of counters that get the number of steps: the source has none.
         absent: target paths that are not written: on the way here they were left out.
         idle: what of the mapping fits nothing, in words.
+        owners: of what the optimizer keeps for a parameter, on either side: the parameter's path,
+            and the kind, such as `mu`.
     """
 
     entries: tuple[Entry, ...]
@@ -61,6 +63,7 @@ class Plan:
     counted: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     idle: tuple[str, ...] = ()
+    owners: Mapping[str, tuple[str, str]] = attrs.field(factory=dict)
 
     def inverse(self) -> Plan:
         """Return the way back: what was left out cannot come back, what began anew is left."""

@@ -117,6 +117,20 @@ class _Planner:
             sources = [ours[name] for name in each.sources]
             targets = [theirs[name] for name in each.targets]
             self._add(sources, targets, self._by_link(each))
+            self._compare_depths(each, sources[0])
+
+    def _compare_depths(self, each: Link, source: str) -> None:
+        name = each.targets[0]
+        axis, wanted = self.target.axes.get(name), self._wanted(name)
+        given = self.source.specs[source].shape
+        if axis is None or each.rule.reshape or len(given) + bool(each.stacked) != len(wanted):
+            return
+        has = each.stacked or given[axis]
+        if has != wanted[axis]:
+            self.problems.depth(has, wanted[axis])
+
+    def _wanted(self, name: str) -> tuple[int, ...]:
+        return self.target.specs[self.target.side.model[name]].shape
 
     def take_slots(self, links: Links) -> None:
         ours, theirs = self.source.side.slots, self.target.side.slots
@@ -167,7 +181,8 @@ class _Planner:
             self.problems.unexpected(path, self.source.specs[path])
         for path in self.target.specs.keys() - given:
             self.problems.missing(path, self.target.specs[path])
-        self.problems.check(self.source.side.optimizer, self.target.side.optimizer, self.idle)
+        source, target = self.source.side, self.target.side
+        self.problems.check(source, target, self.idle)
         return Plan(
             entries=tuple(self.entries),
             dropped=tuple(self.dropped),
@@ -176,6 +191,7 @@ class _Planner:
             begun=tuple(self.begun),
             counted=tuple(self.counted),
             idle=tuple(self.idle),
+            owners=source.owners | target.owners,
         )
 
     def _drop(self, path: str) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from trainer_checkpoint.convert.paths import pattern_of
 from trainer_checkpoint.convert.plan import Spec
+from trainer_checkpoint.convert.sides import Side
+from trainer_checkpoint.folding import Line
 from trainer_checkpoint.mismatch import listed
 from trainer_core.errors import UserError
 
@@ -20,34 +22,38 @@ class Problems:
 
     def __init__(self, source: str, target: str, reasons: Sequence[str]) -> None:
         self._source, self._target, self._reasons = source, target, reasons
-        self._missing: dict[str, str] = {}
-        self._unexpected: dict[str, str] = {}
-        self._different: dict[str, str] = {}
+        self._missing: dict[str, Line] = {}
+        self._unexpected: dict[str, Line] = {}
+        self._different: dict[str, Line] = {}
+        self._depths: tuple[int, int] | None = None
 
     def missing(self, path: str, spec: Spec) -> None:
         """Of the target, and nothing fills it."""
-        self._missing[path] = f"{path} {spec}"
+        self._missing[path] = Line((path,), (f" {spec}",))
 
     def unexpected(self, path: str, spec: Spec, why: str = "") -> None:
         """Of the source, and it goes nowhere."""
-        self._unexpected[path] = f"{path} {spec}" + f": {why}" * bool(why)
+        self._unexpected[path] = Line((path,), (f" {spec}" + f": {why}" * bool(why),))
 
     def different(
         self, sources: Sequence[str], spec: Spec, targets: Sequence[str], wanted: Spec, why: str
     ) -> None:
         """They go together, and do not fit."""
-        given = f"{pattern_of(sources)} is {_times(sources)}{spec}"
-        want = f"{pattern_of(targets)} needs {_times(targets)}{wanted}"
-        self._different[targets[0]] = f"{given}, {want}: {why}"
+        given = f" is {_times(sources)}{spec}, "
+        want = f" needs {_times(targets)}{wanted}: {why}"
+        names = (pattern_of(sources), pattern_of(targets))
+        self._different[targets[0]] = Line(names, (given, want))
 
-    def check(
-        self, source: Mapping[str, str], target: Mapping[str, str], idle: Sequence[str]
-    ) -> None:
+    def depth(self, has: int, needs: int) -> None:
+        """Stacks of layers do not fit, because these are their numbers."""
+        self._depths = (has, needs)
+
+    def check(self, source: Side, target: Side, idle: Sequence[str]) -> None:
         """Raise what was collected.
 
         Args:
+            source, target: what each array is on each side.
             idle: what of the mapping fits nothing.
-            source, target: what belongs to the optimizer on each side: path to kind (`mu`).
 
         Raises:
             UserError: there is anything.
@@ -57,18 +63,21 @@ class Problems:
             ("unexpected", "the checkpoint has it, it goes nowhere", self._unexpected),
             ("different", "of another shape or dtype", self._different),
         )
-        of_optimizer = source.keys() | target.keys()
-        lines = [line for each in kinds for line in listed(*each, of_optimizer)]
+        of_optimizer = source.optimizer.keys() | target.optimizer.keys()
+        owners = source.owners | target.owners
+        lines = [line for each in kinds for line in listed(*each, owners, of_optimizer)]
         if not lines:
             return
         problems = self._missing | self._unexpected | self._different
         if problems.keys() <= of_optimizer:
-            has = _kinds(source, self._unexpected) or "nothing more"
-            needs = _kinds(target, self._missing) or "nothing more"
+            has = _kinds(source.optimizer, self._unexpected) or "nothing more"
+            needs = _kinds(target.optimizer, self._missing) or "nothing more"
             lines.append(
                 f"Only the optimizer's state does not fit: it has {has}, and the run needs "
                 f"{needs}. --fresh-optimizer begins with a new one."
             )
+        if self._depths:
+            lines.append(_other_depth(*self._depths))
         lines.append(
             "Give the config of the same model, or a mapping (--mapping FILE.toml): it renames, "
             "`drop`s what only the checkpoint has, and lists as `fresh` what only the run has."
@@ -79,7 +88,16 @@ class Problems:
         )
 
 
-def _kinds(kinds: Mapping[str, str], problems: Mapping[str, str]) -> str:
+def _other_depth(has: int, needs: int) -> str:
+    return (
+        f"The checkpoint has {has} layers and the run stacks {needs}; single layers of a stack can "
+        f"neither begin anew nor be dropped. Layers that are not stacked can (in our decoders, "
+        f"model.scan=false): convert to {has} of those, from these to {needs}, and back to a stack: "
+        f"docs/resume.md, another model."
+    )
+
+
+def _kinds(kinds: Mapping[str, str], problems: Mapping[str, Line]) -> str:
     return ", ".join(dict.fromkeys(kind for path, kind in kinds.items() if path in problems))
 
 

@@ -48,6 +48,15 @@ class Side:
         slots = {path: kind for (kind, _), slot in self.slots.items() for path in slot.values()}
         return slots | {path: kind for kind, paths in self.others.items() for path in paths}
 
+    @property
+    def owners(self) -> dict[str, tuple[str, str]]:
+        """What the optimizer keeps for a parameter: path to the parameter's path, and the kind."""
+        return {
+            path: (self.model[name], kind)
+            for (kind, _), slot in self.slots.items()
+            for name, path in slot.items()
+        }
+
 
 def side_of_run(paths: Iterable[str]) -> Side:
     """Sort the arrays of a run of ours."""

@@ -8,6 +8,7 @@ from typing import Any
 from trainer_checkpoint.convert.operations import Agree
 from trainer_checkpoint.convert.paths import pattern_of
 from trainer_checkpoint.convert.plan import Entry, Plan, Spec
+from trainer_checkpoint.folding import folded, of_paths
 from trainer_core.terminal.page import Page
 
 _HEAD = ("source", "target", "shape", "what was done")
@@ -63,6 +64,14 @@ def counted(plan: Plan) -> str:
     targets = sum(len(entry.targets) for entry in plan.entries)
     left = [f"{len(getattr(plan, name))} {text}" for name, text in _LEFT if getattr(plan, name)]
     return ", ".join([f"{sources} arrays became {targets}", *left])
+
+
+def left_out(plan: Plan) -> list[tuple[str, str]]:
+    """Return a label and all paths, of what a mapping drops and of what it begins anew."""
+    kinds = (("dropped", plan.dropped), ("begun anew", plan.begun))
+    return [
+        (label, "\n".join(folded(of_paths(paths), plan.owners))) for label, paths in kinds if paths
+    ]
 
 
 def _row(entry: Entry, specs: Mapping[str, Spec]) -> tuple[str, str, str, str]:
