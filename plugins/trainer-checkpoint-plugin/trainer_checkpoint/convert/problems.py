@@ -90,10 +90,10 @@ class Problems:
 
 def _other_depth(has: int, needs: int) -> str:
     return (
-        f"The checkpoint has {has} layers and the run stacks {needs}; single layers of a stack can "
-        f"neither begin anew nor be dropped. Layers that are not stacked can (in our decoders, "
-        f"model.scan=false): convert to {has} of those, from these to {needs}, and back to a stack: "
-        f"docs/resume.md, another model."
+        f"The checkpoint has {has} layers and the run stacks {needs}; single layers of a stack "
+        f"neither begin anew nor are dropped. Those that are not stacked may (in our decoders, "
+        f"model.scan=false): convert to {has} of those, from there to {needs}, and from there to "
+        f"a stack: docs/resume.md."
     )
 
 
