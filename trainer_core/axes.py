@@ -118,13 +118,16 @@ class AxisRules:
     def batch_rows(self, size: int, process: int) -> range:
         """Return the rows of a batch that lie on a process's devices.
 
-        Where these are not one equal part of the batch, it is all of its rows. Processes whose
-        devices hold the same rows, as those along a tensor axis, have the same answer.
+        Where these are not one equal part of the batch, or its devices do not divide it, it is all
+        of its rows. Processes whose devices hold the same rows, as those along a tensor axis, have
+        the same answer.
 
         Args:
             size: rows of the global batch.
             process: the index of the process.
         """
+        if size % self.batch_parts():
+            return range(size)
         held: dict[int, set[tuple[int, int]]] = {}
         parts: Mapping[Any, Any] = self.batch_sharding().devices_indices_map((size,))
         for device, (part,) in parts.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -17,16 +18,36 @@ from trainer_core.settings import shown
 from trainer_core.types import Data, Metrics, Model, ParamInfo, Shardings, TrainState
 
 
-def check_batch_size(run: Run) -> None:
+def filled_batch_size(run: Run) -> int:
+    """Return the rows of a placed batch: the next multiple of the devices that share it."""
     parts = run.axes.batch_parts()
-    if run.batch_size % parts:
-        raise UserError(
-            f"[data] batch_size = {run.batch_size} must be divisible by the {parts} devices that "
-            f"[shard] mesh spreads a batch over; the next that fits is "
-            f"{-(-run.batch_size // parts) * parts}",
-            "data.batch_size",
-            "shard.mesh",
+    return -(-run.batch_size // parts) * parts
+
+
+def check_batch_size(run: Run, rows: Collection[str] = ("weights",)) -> None:
+    """A batch is divided among the devices; one that is only evaluated can be filled up.
+
+    Args:
+        run: the run.
+        rows: the names of the arrays of its batches.
+    """
+    filled = filled_batch_size(run)
+    if filled == run.batch_size or (run.is_read and "weights" in rows):
+        return
+    missing = (
+        ""
+        if "weights" in rows
+        else (
+            f" (its batches have no `weights`, by which rows that fill one up would count nothing: "
+            f"they have {', '.join(rows)})"
         )
+    )
+    raise UserError(
+        f"[data] batch_size = {run.batch_size} must be divisible by the {run.axes.batch_parts()} "
+        f"devices that [shard] mesh spreads a batch over{missing}; the next that fits is {filled}",
+        "data.batch_size",
+        "shard.mesh",
+    )
 
 
 def check_answer(run: Run, slot: str, answer: Any, wanted: str, methods: tuple[str, ...]) -> None:
@@ -75,7 +96,8 @@ def naming_settings(run: Run, optimizer: Any) -> Any:
 
 
 def batch_shapes(run: Run, rows: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
-    shapes = {}
+    check_batch_size(run, rows)
+    size, shapes = filled_batch_size(run), {}
     for name, array in rows.items():
         if array.shape[:1] != (len(run.rows),):
             hint = (
@@ -89,7 +111,7 @@ def batch_shapes(run: Run, rows: dict[str, np.ndarray]) -> dict[str, jax.ShapeDt
                 f"= {run.batch_size}{hint}",
                 "data.use",
             )
-        shapes[name] = jax.ShapeDtypeStruct((run.batch_size, *array.shape[1:]), array.dtype)
+        shapes[name] = jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype)
     return shapes
 
 

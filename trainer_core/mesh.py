@@ -83,11 +83,19 @@ def _shape(sizes: Sizes, devices: Sequence[jax.Device]) -> dict[str, int]:
     if len(devices) % fixed or (not free and fixed != len(devices)):
         raise UserError(
             f"{where} needs {'a multiple of ' if free else ''}{fixed} devices, "
-            f"and there are {len(devices)} ({devices[0].platform}); "
-            f"change the sizes, or leave one at -1",
+            f"and there are {len(devices)} ({devices[0].platform}); give other sizes, such as "
+            f"'{_MESH}={written(_fitting(sizes, len(devices)))}'",
             _MESH,
         )
     return {name: len(devices) // fixed if size == -1 else size for name, size in sizes.items()}
+
+
+def _fitting(sizes: Sizes, devices: int) -> Sizes:
+    """The sizes of a mesh, changed to fit these devices: the largest takes all that remain."""
+    largest = max(sizes, key=lambda name: (sizes[name] == -1, sizes[name]))
+    others = math.prod(size for name, size in sizes.items() if name != largest)
+    keep = devices % others == 0
+    return {name: -1 if name == largest else size if keep else 1 for name, size in sizes.items()}
 
 
 def _across(dcn: Sizes, shape: Sizes, devices: Sequence[jax.Device]) -> dict[str, int]:

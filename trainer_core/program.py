@@ -20,6 +20,7 @@ from trainer_core.fitting import (
     check_shardings,
     check_step,
     check_tokens,
+    filled_batch_size,
     naming_settings,
 )
 from trainer_core.hooks import Hooks
@@ -83,7 +84,7 @@ class Program:
     def tokens_per_step(self) -> int | None:
         """Tokens in a global batch; None where the batches hold none."""
         tokens = self.abstract_batch.get("tokens")
-        return None if tokens is None else int(np.prod(tokens.shape))
+        return None if tokens is None else int(self.run.batch_size * np.prod(tokens.shape[1:]))
 
     def check_optimizer(self) -> None:
         """Refuse to go on with checkpoints that another optimizer's rules made.
@@ -102,13 +103,19 @@ class Program:
         return self.asking(self.data.held_out, "held-out batch {}", index)
 
     def place(self, batch: Batch) -> Batch:
-        """Put this process's rows of a batch where the step wants them."""
-        sharding = self.shardings.batch
+        """Put this process's rows of a batch where the step wants them.
+
+        Where its devices do not divide a batch, which is then only evaluated, rows of weight 0
+        fill it up: to the sums of the others they add 0.
+        """
+        sharding, size = self.shardings.batch, filled_batch_size(self.run)
+        if size != self.run.batch_size:
+            batch = {name: _filled(name, rows, size) for name, rows in batch.items()}
         if self.run.processes == 1:
             placed: Batch = jax.device_put(batch, sharding)
             return placed
         self.run.pass_by()
-        first, size = self.run.rows.start, self.run.batch_size
+        first = self.run.rows.start
 
         def whole(rows: np.ndarray) -> jax.Array:
             shape = (size, *rows.shape[1:])
@@ -232,6 +239,12 @@ def _derived_state(
     optimizer: optax.GradientTransformation, step: Step, params: Params
 ) -> tuple[Any, dict[str, Any]]:
     return optimizer.init(params), step.init(params)
+
+
+def _filled(name: str, rows: np.ndarray, size: int) -> np.ndarray:
+    """All rows of a batch, and its last again until there are so many, but for their weight."""
+    last = np.zeros_like(rows[-1:]) if name == "weights" else rows[-1:]
+    return np.concatenate([rows, np.repeat(last, size - len(rows), axis=0)])
 
 
 def _with_sharding(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:

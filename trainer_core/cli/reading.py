@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -146,11 +147,18 @@ def _config(directory: Path, overrides: Sequence[str]) -> Config:
             # It may have been moved since, and it shall not show what a training run shows.
             f"run.directory={json.dumps(str(directory))}",
             "plugins.progress=false",
+            *_in_one_part(recipe),
             *overrides,
         ],
         say_imports,
         near,
     )
+
+
+def _in_one_part(recipe: Path) -> list[str]:
+    """Nothing is accumulated in reading: microbatches shall refuse no batch size."""
+    accumulate = tomllib.loads(recipe.read_text(encoding="utf-8")).get("accumulate", {})
+    return ["accumulate.microbatches=1"] if "microbatches" in accumulate else []
 
 
 def say_imports(found: Mapping[str, Path]) -> None:

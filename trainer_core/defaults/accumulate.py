@@ -70,12 +70,13 @@ class Microbatch:
     def accumulate(self, run: Run, model: Model, loss: LossFn) -> GradFn:
         import jax
 
-        if run.batch_size % (self.microbatches * run.axes.batch_parts()):
+        parts = self.microbatches * run.axes.batch_parts()
+        if run.batch_size % parts and not run.is_read:  # nothing is accumulated in reading
             raise UserError(
                 f"[data] batch_size = {run.batch_size} must be divisible by "
                 f"[accumulate] microbatches = {self.microbatches} x the {run.axes.batch_parts()} "
                 f"devices that [shard] mesh spreads a batch over; the next that fits is "
-                f"{_next_multiple(run.batch_size, self.microbatches * run.axes.batch_parts())}",
+                f"{_next_multiple(run.batch_size, parts)}",
                 "data.batch_size",
                 "accumulate.microbatches",
                 "shard.mesh",
