@@ -16,6 +16,7 @@ import pytest
 from checkpointed import bits, files, folder, like, restore, save, saving, state_at
 from trainer_checkpoint import reader
 from trainer_checkpoint.meta import seal, unseal
+from trainer_checkpoint.quiet import reason
 from trainer_checkpoint.steps import steps
 
 from trainer_core.cli import run as trainer
@@ -63,6 +64,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "one bit of the arrays": flip_in_the_arrays,
     "arrays truncated": truncate_the_arrays,
     "arrays missing": lambda path: largest(path / "state").unlink(),
+    "its tree missing": lambda path: shutil.rmtree(path / "state" / "d"),
     "state missing": lambda path: shutil.rmtree(path / "state"),
     "manifest missing": lambda path: (path / "state" / "manifest.ocdbt").unlink(),
     "one bit of the digests": lambda path: flip_a_bit(path / "meta" / "metadata", 2001),
@@ -247,7 +249,53 @@ def test_where_no_array_can_be_read_the_file_and_its_fault_are_named_soon(
     restore(run, like(older, run.mesh))
     (_, *alone, _) = tried  # before these all of step 2, after them all of step 1
     assert alone == [1, 1, 1]
-    assert re.search(r' its arrays cannot be read: ValueError: "/.*/d/\w+": .*\w$', warned()[0])
+    assert re.search(r' its arrays cannot be read: [A-Z_]+: "/.*/d/\w+": .*\w$', warned()[0])
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        ("its tree missing", r'its arrays cannot be read: NOT_FOUND: "/.*/2/state/d/\w+"$'),
+        (
+            "arrays truncated",
+            r'cannot be read: OUT_OF_RANGE: "/.*/2/state/": Requested byte range \[.*\) is not',
+        ),
+    ],
+)
+def test_the_warning_says_what_the_storage_said(
+    run: Run, older: TrainState, warned: Any, damage: str, why: str
+) -> None:
+    """Orbax raises `Encountered error while reading`, and has the rest as its cause."""
+    DAMAGES[damage](folder(run, 2))
+    restore(run, like(older, run.mesh))
+    assert re.search(why, warned()[0]), warned()[0]
+
+
+def test_an_error_of_no_storage_is_told_with_what_led_to_it() -> None:
+    inner = KeyError("kernel")
+    error = RuntimeError("no luck [tensorstore_spec={}]")
+    error.__cause__ = inner
+    assert reason(error) == "RuntimeError: no luck, from KeyError: 'kernel'"
+
+
+def test_a_wrong_digest_under_a_right_seal_is_not_believed(
+    run: Run, older: TrainState, warned: Any, capsys: Any
+) -> None:
+    file = folder(run, 2) / "meta" / "metadata"
+
+    def swap(meta: dict[str, Any]) -> None:
+        leaves = meta["leaves"]
+        leaves["params/layers/kernel"]["digest"] = leaves["params/layers/scale"]["digest"]
+
+    file.write_text(sealed(file, swap))
+    restored = restore(run, like(older, run.mesh))
+    assert restored is not None
+    assert bits(restored) == bits(older)
+    assert warned() == [
+        f"checkpoint {folder(run, 2)} is not used: not what was saved: params/layers/kernel"
+    ]
+    assert trainer(["checkpoint", "verify", str(run.directory)]) == 1
+    assert "not what was saved: params/layers/kernel" in capsys.readouterr().out
 
 
 def test_a_damaged_step_is_set_aside_when_the_run_goes_on(run: Run, older: TrainState) -> None:

@@ -60,9 +60,25 @@ def quiet_reading() -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """Return what Orbax raised, from the file on, and without how TensorStore was set."""
-    said = re.split(r"See full TensorStore|\[tensorstore_spec", str(error))[0]
-    return shorten(f"{type(error).__name__}: {said.rpartition('local file ')[2]}", 300)
+    """Return why Orbax raised: TensorStore's status, file and fault; else all that led to it."""
+    told = [(each, _without_settings(str(each))) for each in _chain(error)]
+    for _, said in told:
+        if found := _STATUS.match(said):
+            return shorten(f"{found[0]}{said[found.end() :].rpartition('local file ')[2]}", 300)
+    return shorten(", from ".join(f"{type(each).__name__}: {said}" for each, said in told), 300)
+
+
+_STATUS = re.compile(r"[A-Z]+(_[A-Z]+)*: ")  # such as NOT_FOUND
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _without_settings(said: str) -> str:
+    return re.split(r"See full TensorStore|\[tensorstore_spec", said)[0].strip()
 
 
 def _without_abandoned(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -177,10 +177,11 @@ def _arrays(
     try:
         return _restored(path, targets)
     except Exception as error:  # Orbax raises whatever went wrong, as far down as it did
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-            raise RunError(f"{path.parent} does not fit in memory: {reason(error)}") from error
-        which = _first_unreadable(path, targets) or "its arrays"
-        raise DamagedError(f"{which} cannot be read: {reason(error)}") from error
+        why = reason(error)
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in f"{error}{why}":
+            raise RunError(f"{path.parent} does not fit in memory: {why}") from error
+        which, why = _first_unreadable(path, targets) or ("its arrays", why)
+        raise DamagedError(f"{which} cannot be read: {why}") from error
 
 
 def _restored(
@@ -196,8 +197,10 @@ def _restored(
     return tree.flat(restored)
 
 
-def _first_unreadable(path: Path, targets: Mapping[tree.Path, jax.ShapeDtypeStruct]) -> str:
-    """Return the path of an array that cannot be read though another can; nothing where none is so.
+def _first_unreadable(
+    path: Path, targets: Mapping[tree.Path, jax.ShapeDtypeStruct]
+) -> tuple[str, str] | None:
+    """Return the path of an array that cannot be read though another can, and why; or None.
 
     Where the first few cannot be, it is what all of them are found by.
     """
@@ -206,13 +209,13 @@ def _first_unreadable(path: Path, targets: Mapping[tree.Path, jax.ShapeDtypeStru
         try:
             _restored(path, {name: target}, transforms={})  # one of many
             readable += 1
-        except Exception:
-            unreadable.append("/".join(name))
+        except Exception as error:
+            unreadable.append(("/".join(name), reason(error)))
         if unreadable and readable:
             return unreadable[0]
         if len(unreadable) == _FEW:
             break
-    return ""
+    return None
 
 
 def _verify(arrays: Mapping[tree.Path, jax.Array], leaves: Mapping[str, Mapping[str, Any]]) -> None:
