@@ -60,6 +60,11 @@ def with_place(error: BaseException) -> str:
     return f"{first_line(error)}, at {frame.filename}:{frame.lineno}, in {frame.name}"
 
 
+def lines_of(said: str, causes: Sequence[str]) -> list[str]:
+    """Return what is said of an error, after what became of other processes, if that is why."""
+    return [*causes, f"so this process failed: {said}"] if causes else [said]
+
+
 def kind_of(value: object) -> str:
     """Return what a value is, with its article: `a dict`, `an int`."""
     name = type(value).__name__

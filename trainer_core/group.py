@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import jax
 
-from trainer_core.errors import RunError, TrainerError, UserError
+from trainer_core.errors import RunError, TrainerError, UserError, lines_of
 from trainer_core.plugin import hookimpl
 from trainer_core.signs import Board, Failure, Sign
 from trainer_core.watch import GRACE, LOOK, Watch
@@ -87,6 +88,8 @@ class Group:
     def tell(self, error: BaseException) -> None:
         """Let the others know that this process has failed; marks an error that process 0 tells.
 
+        What is known of the others is added to its notes. Where it comes from JAX, that may be
+        why: it is said first, or is the error's cause.
         Does nothing where the error is that another one has failed.
         """
         self._watch.wait_for_end()
@@ -102,14 +105,23 @@ class Group:
         except Exception:
             met = False
         others = self._failures()
-        absent = [] if met else self._absent(before, {each.process for each in others}, seconds)
+        failed = [each for each in others if each.text != text]
+        said = {each.process for each in others}
+        gone, busy = ([], []) if met else self._absent(before, said, seconds)
         error.is_told = Failure(0, text) in others  # type: ignore[attr-defined]
         # First who fell silent: that others fail beside it may well be the consequence.
-        notes = absent + [str(each) for each in others if each.text != text]
+        notes = [*gone, *busy, *map(str, failed)]
+        alike = f"{type(error).__name__}:"
+        own = [str(each) for each in failed if not each.text.startswith(alike)]
+        causes = [*gone, *own] if _is_of_jax(error) else []
         if isinstance(error, TrainerError):
-            error.args = ("\n  ".join([text, *notes]),)
-        else:
-            error.__notes__ = [*getattr(error, "__notes__", ()), *notes]
+            rest = [note for note in notes if note not in causes]
+            error.args = ("\n  ".join([*lines_of(text, causes), *rest]),)
+            return
+        error.__notes__ = [*getattr(error, "__notes__", ()), *notes]
+        if causes:
+            known = RunError("\n  ".join(causes))
+            known.__cause__, error.__cause__ = error.__cause__, known
 
     def fail_together(self) -> None:
         """The run has failed, and is closed; see `Watch.fail_together`."""
@@ -170,8 +182,8 @@ class Group:
 
     def _absent(
         self, before: Mapping[int, Sign], failed: Collection[int], seconds: float
-    ) -> list[str]:
-        """What is known of those who did not come to hear of a failure, and told none."""
+    ) -> tuple[list[str], list[str]]:
+        """Who did not come to hear of a failure, and told none: the gone, and the busy."""
 
         def is_silent(index: int, sign: Sign) -> bool:
             return sign.number == before.get(index, Sign()).number
@@ -181,18 +193,18 @@ class Group:
         while any(is_silent(*each) for each in late) and time.monotonic() < deadline:
             time.sleep(LOOK / 4)
             late = self._late(self._signs())
-        notes = []
+        gone, busy = [], []
         for index, sign in late:
             if index in failed:
                 continue
+            who = f"process {index} ({sign.host}), {sign.where},"
             if is_silent(index, sign):
                 self._watch.miss(index)
-                silent = seconds + SURE
-                what = f"gave no sign of life for {silent:g} seconds: it hangs, or was killed"
+                silent = f"gave no sign of life for {seconds + SURE:g} seconds"
+                gone.append(f"{who} {silent}: it hangs, or was killed")
             else:
-                what = f"is told, and ends within {LOOK + GRACE:g} seconds"
-            notes.append(f"process {index} ({sign.host}), {sign.where}, {what}")
-        return notes
+                busy.append(f"{who} is told, and ends within {LOOK + GRACE:g} seconds")
+        return gone, busy
 
     def _late(self, signs: Mapping[int, Sign]) -> list[tuple[int, Sign]]:
         every = [(index, signs.get(index, Sign())) for index in range(self.processes)]
@@ -201,6 +213,13 @@ class Group:
             for index, sign in every
             if index != self.process and sign.meetings < self._round
         ]
+
+
+def _is_of_jax(error: BaseException | None) -> bool:
+    """Whether JAX gave something up: maybe as one of the processes that share it is gone."""
+    return error is not None and (
+        isinstance(error, jax.errors.JaxRuntimeError) or _is_of_jax(error.__cause__)
+    )
 
 
 class Whereabouts:

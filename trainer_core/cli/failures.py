@@ -10,7 +10,7 @@ from textwrap import shorten
 
 import attrs
 
-from trainer_core.errors import TrainerError
+from trainer_core.errors import RunError, TrainerError, lines_of
 from trainer_core.files import opened_anew
 from trainer_core.imports import is_own
 from trainer_core.terminal.errors import say_error
@@ -51,13 +51,16 @@ def crashed(error: Exception, context: Context) -> int:
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     # JAX's note on its traceback, which begins with a rule, says nothing of the fault.
     notes = [note for note in getattr(error, "__notes__", ()) if not note.startswith("---")]
-    lines = [said, *dict.fromkeys(notes)]
+    # What became of another process; see `Group.tell`.
+    cause = str(error.__cause__) if isinstance(error.__cause__, RunError) else ""
+    lines = lines_of(said, [cause] if cause else [])
+    lines += [note for note in dict.fromkeys(notes) if note not in cause]
     if "out of memory" in said.lower():
         lines.append(OUT_OF_MEMORY)
     if context.wants_traceback:
         traceback.print_exception(error)
     elif _is_told(error):
-        lines = [_briefly(said)]
+        lines = [_briefly(lines[0])]
     elif written := _write_down(error, context.directory):
         lines.append(f"the traceback is in {written}; --traceback shows it here")
     else:
