@@ -13,11 +13,13 @@ import pytest
 from command import trainer
 from programs import recipe
 
+from trainer_core import hookimpl, plugin, requests
 from trainer_core.cli.failures import Context, crashed
 from trainer_core.config import load_config
 from trainer_core.directory import check_directory, differences, versions
 from trainer_core.errors import RunError, UserError
 from trainer_core.loop import fit
+from trainer_core.run import Run
 from trainer_core.stacks import write_stacks
 
 
@@ -72,6 +74,55 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(tmp_path: Path) -> 
     assert reported.read_text() == lines
     away.rename(directory / "checkpoints")
     assert fit(tables).resumed_from == 5
+
+
+@plugin
+class Away:
+    """Moves or removes the run directory while the run trains."""
+
+    how: str = "moved"
+    when: int = 3  # at the report of this step; 0: as the run is closed
+
+    @hookimpl
+    def report(self, run: Run, step: int) -> None:
+        if step == self.when:
+            self._take_away(run.directory)
+
+    @hookimpl
+    def close(self, run: Run) -> None:
+        if not self.when:
+            self._take_away(run.directory)
+
+    def _take_away(self, directory: Path) -> None:
+        elsewhere = directory.rename(directory.with_name("elsewhere"))
+        if self.how == "replaced":
+            directory.mkdir()
+        elif self.how == "removed":
+            shutil.rmtree(elsewhere, ignore_errors=True)
+
+
+@pytest.mark.parametrize("how", ["moved", "removed", "replaced"])
+@pytest.mark.parametrize(
+    ("every", "when"),
+    [
+        pytest.param(4, 3, id="before a save"),
+        pytest.param(100, 3, id="between two saves"),
+        pytest.param(100, 0, id="at the end"),
+    ],
+)
+def test_a_run_directory_that_is_taken_away_ends_the_run_and_is_not_made_anew(
+    tmp_path: Path, how: str, every: int, when: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "_EVERY", 1e9 if every == 4 else 0.0)
+    directory = tmp_path / "run"
+    away = {"use": "test_directory:Away", "how": how, "when": when}
+    tables = recipe(run={"directory": str(directory), "steps": 6}, plugins={"away": away})
+    tables["checkpoint"] = {"use": "orbax", "every": every}
+    with pytest.raises(RunError, match=r"run' was moved, removed or replaced .* put it back"):
+        fit(tables)
+    if when:  # else a save is under way, of which something may be left
+        assert not list(directory.rglob("*"))
+        assert how == "replaced" or not directory.exists()
 
 
 def test_one_that_was_killed_before_its_first_was_written_is(tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ def write_directory(config: Config, program: Program, lock: RunLock, first: int)
 
 def _write(config: Config, program: Program, lock: RunLock) -> None:
     run = program.run
+    lock.check()
     try:
         run.directory.mkdir(parents=True, exist_ok=True)
         late = not lock.is_taken

@@ -7,11 +7,13 @@ import logging
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
-from trainer_core.errors import UserError
+from trainer_core.errors import RunError, UserError
 
 LOCK = ".lock"
 logger = logging.getLogger("trainer_core")
@@ -38,6 +40,7 @@ class RunLock:
         self.is_taken = False
         self._directory = directory
         self._file: TextIO | None = None
+        self._opened: int | None = None  # the directory: its inode is no other's while it is open
         self._path = directory / LOCK
 
     def __enter__(self) -> RunLock:
@@ -47,6 +50,8 @@ class RunLock:
         if self._file is not None:
             self._file.close()
             self._held.discard(self._path)
+        if self._opened is not None:
+            os.close(self._opened)
 
     def take(self) -> None:
         """Take the lock of a directory that exists, if this run does not have it.
@@ -56,7 +61,42 @@ class RunLock:
         """
         if not self.is_taken and sys.platform != "win32":
             self._file = self._locked()
+            self._opened = os.open(self._directory, os.O_RDONLY)
         self.is_taken = True
+
+    @contextmanager
+    def checked(self) -> Iterator[None]:
+        """Do as `check` does in the end; where a body failed, too: that may be why."""
+        try:
+            yield
+        except Exception as error:
+            try:
+                self.check()
+            except RunError as cause:
+                raise cause from error
+            raise
+        self.check()
+
+    def check(self) -> None:
+        """See that the directory is the one whose lock was taken; at once, where none was.
+
+        Raises:
+            RunError: it was moved, removed or replaced: what is written there now is lost to it.
+        """
+        if self._opened is None:
+            return
+        try:
+            if os.path.samestat(os.fstat(self._opened), os.stat(self._directory)):
+                return
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise RunError(f"{self._directory} cannot be looked at: {error.strerror}") from error
+        raise RunError(
+            f"the run directory {str(self._directory)!r} was moved, removed or replaced while the "
+            f"run trained; nothing is saved to another: put it back, and the same command goes on "
+            f"from its newest checkpoint"
+        )
 
     def _locked(self) -> TextIO:
         import fcntl

@@ -74,7 +74,7 @@ def train(config: Config, accept_changes: bool = False) -> Result:
             return _nothing_done(config.directory, stopping.reason)
         if run.processes > 1:
             signals.install()
-        with closing(run, hooks):
+        with lock.checked(), closing(run, hooks):
             try:
                 if run.is_main and run.directory.is_dir():
                     lock.take()
@@ -114,16 +114,18 @@ def _train(config: Config, run: Run, hooks: Hooks, lock: RunLock) -> Result:
     write_directory(config, program, lock, first)
     hooks.start(run=run, program=program, step=first)
     hooks.phase(run=run, name="training", program=program)
-    return _steps(run, hooks, program, step_fn, state, first)
+    return _steps(run, hooks, program, step_fn, state, first, lock)
 
 
-def _steps(run: Run, hooks: Hooks, program: Any, step_fn: Any, state: Any, first: int) -> Result:
+def _steps(
+    run: Run, hooks: Hooks, program: Any, step_fn: Any, state: Any, first: int, lock: RunLock
+) -> Result:
     import jax
 
     from trainer_core.meter import Meter, new_numbers
 
     meter = Meter(program, first)
-    requests = Requests(run, first)
+    requests = Requests(run, first, lock)
     supply = Supply(program.batch)
     settings = run.settings
     waiting: tuple[int, Any] | None = None
@@ -164,6 +166,7 @@ def _steps(run: Run, hooks: Hooks, program: Any, step_fn: Any, state: Any, first
         if saving:
             with meter.paused():
                 hooks.phase(run=run, name="saving", program=program)
+                lock.check()
                 hooks.save(run=run, step=step, state=state, data=program.data)
                 requests.saved()
                 hooks.phase(run=run, name="training", program=program)

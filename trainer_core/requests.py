@@ -7,6 +7,7 @@ import time
 
 import attrs
 
+from trainer_core.lock import RunLock
 from trainer_core.run import Run
 
 logger = logging.getLogger("trainer_core")
@@ -39,10 +40,12 @@ class Requests:
     Args:
         run: of which `stopping` says what this process was asked.
         first: the step from which the run goes on.
+        lock: of the run directory, which is looked at as often.
     """
 
-    def __init__(self, run: Run, first: int) -> None:
+    def __init__(self, run: Run, first: int, lock: RunLock) -> None:
         self._run = run
+        self._lock = lock
         self._next = first + 1
         self._asked_at, self._asked = time.monotonic(), first
         self._looked_at = 0.0
@@ -51,6 +54,9 @@ class Requests:
         """Return what all processes do after this step.
 
         A stop has the reason of the first process, by index, that was asked to.
+
+        Raises:
+            RunError: the run directory is no longer there.
         """
         run = self._run
         if run.processes == 1:
@@ -83,6 +89,7 @@ class Requests:
         if now - self._looked_at < _EVERY:
             return False
         self._looked_at = now
+        self._lock.check()
         there = (self._run.directory / SAVE).exists()
         if there and self._run.config["checkpoint"]["use"] == "none":
             logger.warning(

@@ -8,6 +8,7 @@ could not be trusted (`<step>.damaged`).
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 from pathlib import Path
@@ -54,8 +55,14 @@ def clean(directory: Path) -> None:
 
 
 def discard_unfinished(directory: Path, step: int) -> None:
-    """Delete what a failed save left behind, so that a full disk gets its room back."""
+    """Delete what a failed save left behind, so that a full disk gets its room back.
+
+    Where the run directory was moved away, TensorStore made it anew, with nothing else in it.
+    """
     shutil.rmtree(directory / f"{step}{_UNFINISHED}", ignore_errors=True)
+    for made in (directory, directory.parent):
+        with contextlib.suppress(OSError):  # it is not empty, as it should be
+            made.rmdir()
 
 
 def set_aside(directory: Path, step: int) -> None:

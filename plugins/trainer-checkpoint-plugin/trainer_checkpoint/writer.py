@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +21,7 @@ from trainer_core.errors import RunError
 logger = logging.getLogger("trainer_core.checkpoint")
 # Orbax would give up after ten minutes, which it takes from a clock that may be set meanwhile.
 _PATIENCE = 7 * 86_400  # seconds
+_LOOKS, _BETWEEN = 10, 0.05  # after a failed write, at what it still leaves; seconds
 
 
 class Writer:
@@ -61,6 +63,7 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._step = -1
         self._error: Exception | None = None
+        self._has_failed = False
         self._tell = failed
         if is_main:
             self._prepare(resumed)
@@ -129,6 +132,8 @@ class Writer:
         finally:
             self._checkpointer.close()
             self._quiet.close()
+            if self._has_failed and self._is_main:
+                self._discard_late()
 
     def _prepare(self, resumed: int | None) -> None:
         try:
@@ -153,7 +158,15 @@ class Writer:
         except OSError as error:  # nothing is lost by it
             logger.warning("old checkpoints cannot be deleted: %s", error)
 
+    def _discard_late(self) -> None:
+        # What TensorStore had in hand when Orbax gave up is written all the same, and makes every
+        # folder above it; nothing says when it is through.
+        for _ in range(_LOOKS):
+            folders.discard_unfinished(self._directory, self._step)
+            time.sleep(_BETWEEN)
+
     def _failed(self, error: Exception) -> RunError:
+        self._has_failed = True
         self._quiet.pop_all()  # for good: what is still being written is about to fail, too
         if self._is_main:
             folders.discard_unfinished(self._directory, self._step)
