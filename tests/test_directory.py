@@ -10,12 +10,13 @@ from pathlib import Path
 
 import programs
 import pytest
-from command import trainer
+from command import PERCEPTRON, files, read_until, running, trainer
 from programs import recipe
 
 from trainer_core import hookimpl, plugin, requests
 from trainer_core.cli.failures import Context, crashed
 from trainer_core.config import load_config
+from trainer_core.defaults.jsonl import last_reported
 from trainer_core.directory import check_directory, differences, versions
 from trainer_core.errors import RunError, UserError
 from trainer_core.loop import fit
@@ -68,6 +69,7 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(tmp_path: Path) -> 
     fit(tables)
     reported = directory / "metrics.jsonl"
     lines = reported.read_text()
+    (directory / "saved.json").unlink()  # a plugin need not note what it saves
     away = (directory / "checkpoints").rename(tmp_path / "away")
     with pytest.raises(RunError, match=r"made 5 steps, .* checkpoint every 2, and has none: put"):
         fit(tables)
@@ -125,14 +127,52 @@ def test_a_run_directory_that_is_taken_away_ends_the_run_and_is_not_made_anew(
         assert how == "replaced" or not directory.exists()
 
 
-def test_one_that_was_killed_before_its_first_was_written_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reporting", [True, False])
+def test_nor_one_that_ended_before_its_second(tmp_path: Path, reporting: bool) -> None:
     directory = tmp_path / "run"
-    tables = recipe(run={"directory": str(directory), "steps": 4})
-    tables["checkpoint"] = {"use": "orbax", "every": 2}
+    tables = recipe(run={"directory": str(directory), "steps": 3}, checkpoint={"use": "orbax"})
+    tables["plugins"] |= {} if reporting else {"jsonl": False}
     fit(tables)
-    shutil.rmtree(directory / "checkpoints")
-    result = fit(tables)
-    assert (result.resumed_from, result.step) == (0, 4)
+    away = (directory / "checkpoints").rename(tmp_path / "away")
+    before = files(directory)
+    with pytest.raises(RunError, match=r"had a checkpoint of step 3, as its saved\.json says, and"):
+        fit(tables)
+    assert files(directory) == before
+    away.rename(directory / "checkpoints")
+    assert fit(tables).resumed_from == 3
+
+
+def test_one_that_was_killed_before_its_first_was_written_is(tmp_path: Path) -> None:
+    command = ["train", *PERCEPTRON, "run.directory=run", "run.eval_every=0"]
+    endless = ["run.steps=1000000", "checkpoint.every=1000000", "run.log_every=1"]
+    with running(*command, *endless, folder=tmp_path) as process:
+        read_until(process, "step ")
+        process.kill()
+    reported, _ = last_reported(tmp_path / "run" / "metrics.jsonl")
+    assert reported > 0
+    again = trainer(*command, "run.steps=2", "checkpoint.every=2", folder=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert last_reported(tmp_path / "run" / "metrics.jsonl")[0] == 2
+
+
+@pytest.mark.parametrize("is_noted", [True, False])
+def test_lines_of_steps_whose_checkpoints_are_gone_are_named_and_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, is_noted: bool
+) -> None:
+    directory = tmp_path / "run"
+    tables = recipe(run={"directory": str(directory), "steps": 7})
+    tables["checkpoint"] = {"use": "orbax", "every": 2, "keep": 9}
+    fit(tables)
+    lost = (directory / "metrics.jsonl").read_text().splitlines()[2:]
+    for step in (4, 6, 7):
+        shutil.rmtree(directory / "checkpoints" / str(step))
+    if not is_noted:  # by another plugin, or an older one
+        (directory / "saved.json").unlink()
+    assert fit(tables).resumed_from == 2
+    [said] = [each.getMessage() for each in caplog.records]
+    assert "reports steps up to 7" in said
+    assert "is of step 2, from which the run goes on: what lies past it is now in" in said
+    assert (directory / "metrics.jsonl.cut").read_text().splitlines() == lost
 
 
 @pytest.mark.parametrize(
@@ -200,7 +240,7 @@ def spoil(path: Path) -> bytes:
     return bytes(content)
 
 
-@pytest.mark.parametrize("name", ["config.toml", "versions.json", "optimizer.json"])
+@pytest.mark.parametrize("name", ["config.toml", "versions.json", "optimizer.json", "saved.json"])
 def test_a_flipped_bit_in_a_record_is_told_with_its_file(
     tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -208,6 +248,7 @@ def test_a_flipped_bit_in_a_record_is_told_with_its_file(
     config = recipe(run={"directory": str(directory), "steps": 1}, checkpoint={"use": "orbax"})
     fit(config)
     spoiled = spoil(directory / name)
+    (directory / "metrics.jsonl").open("a").write('{"step": 2}\n')
     longer = {**config, "run": {**config["run"], "steps": 2}}
     if name == "optimizer.json":
         fit(longer)

@@ -22,6 +22,7 @@ from trainer_core.errors import RunError, UserError
 from trainer_core.files import parsed, replace
 from trainer_core.hook_checks import only_watches
 from trainer_core.recipe import flatten
+from trainer_core.saved import SAVED, last_saved
 from trainer_core.settings import setting_fields, shown
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def write_directory(config: Config, program: Program, lock: RunLock, first: int)
         first: the step from which the run goes on; 0 where no checkpoint was found.
 
     Raises:
-        RunError: none was found, and metrics.jsonl says that there were some.
+        RunError: none was found, and saved.json or metrics.jsonl says that there were some.
         UserError: the file system says no, though permissions said yes; or the directory is not
             the same folder for all processes, which all write checkpoints there.
     """
@@ -114,17 +115,26 @@ def _write(config: Config, program: Program, lock: RunLock) -> None:
 def _check_beginning(config: Config) -> None:
     """Refuse to begin a run again whose checkpoints are gone.
 
-    One that was killed before its first was written may be: the second waits for the first, so
-    that a run which has gone on after the second had one.
+    One that was killed before its first was written may be. Where its plugin notes none, what it
+    reported tells: the second waits for the first, so that a run which has gone on after the
+    second had one.
     """
+    remedy = (
+        f"put its checkpoints back; to train from the start, start another run with "
+        f"{config.run.another}, or move"
+    )
+    if saved := last_saved(config.directory):
+        raise RunError(
+            f"{config.directory} had a checkpoint of step {saved}, as its {SAVED} says, and has "
+            f"none: {remedy} this directory away"
+        )
     table = _recorded_config(config) or {}
     every = int(table.get("checkpoint", {}).get("every", 0))
     made, _ = last_reported(config.directory / "metrics.jsonl")
     if 0 < 2 * every < made:
         raise RunError(
             f"{config.directory} has made {made} steps, as its metrics.jsonl says, with a "
-            f"checkpoint every {every}, and has none: put its checkpoints back; to train from the "
-            f"start, start another run with {config.run.another}, or move metrics.jsonl away"
+            f"checkpoint every {every}, and has none: {remedy} metrics.jsonl away"
         )
 
 

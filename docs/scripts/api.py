@@ -44,7 +44,7 @@ from trainer_core.cli.failures import error_log
 from trainer_core.cli.parsing import Parser
 from trainer_core.cli.plugin_settings import described
 from trainer_core.config import CORE_TABLES
-from trainer_core.defaults.jsonl import DAMAGED
+from trainer_core.defaults.jsonl import CUT, DAMAGED
 from trainer_core.errors import TrainerError
 from trainer_core.imports import load_object
 from trainer_core.loss import losses_by_term
@@ -305,7 +305,7 @@ def run_directory() -> Iterator[str]:
         files = [path for path in run.iterdir() if path.is_file() and path.name[0] != "."]
         found = [str(path.relative_to(run)) for path in (*files, *run.glob("*/*"))]
     written = [error_log(Path(), 0), error_log(Path(), 1), stacks(Path(), 0)]
-    for name in (*found, SAVE, DAMAGED, *(path.name for path in written)):
+    for name in (*found, SAVE, DAMAGED, CUT, *(path.name for path in written)):
         yield f"file {name.replace('/1', '/STEP')}"
     (by_term, _) = losses_by_term(dict.fromkeys(("TERM", "another"), Term(0.0, 1.0)))
     metrics = list(json.loads(line))

@@ -14,6 +14,7 @@ import attrs
 from trainer_core.errors import UserError
 from trainer_core.files import parsed, replace
 from trainer_core.plugin import hookimpl, plugin
+from trainer_core.saved import last_saved
 
 if TYPE_CHECKING:
     from trainer_core.program import Program
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from trainer_core.types import Metrics
 
 DAMAGED = "metrics.jsonl.damaged"  # lines of the run directory's metrics.jsonl that cannot be read
+CUT = "metrics.jsonl.cut"  # lines past the step of a resumed run whose newer checkpoints are gone
 logger = logging.getLogger("trainer_core")
 
 
@@ -35,7 +37,8 @@ class JsonLines:
         if not run.is_main:
             return
         path = run.directory / "metrics.jsonl"
-        kept = _lines_up_to(path, step) if path.exists() else []
+        kept, past = _divided(path, step) if path.exists() else ([], {})
+        _keep_what_is_lost(run, path, step, past)
         replace(path, "".join(f"{line}\n" for line in kept))
         self.file = path.open("a", encoding="utf-8")
 
@@ -145,8 +148,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str, tuple[int, dict[str, float]] 
         yield number, line.decode("utf-8", "backslashreplace").strip(), entry
 
 
-def _lines_up_to(path: Path, step: int) -> list[str]:
-    """Return what stays of a file; what is damaged among it is set aside, with a warning.
+def _divided(path: Path, step: int) -> tuple[list[str], dict[int, str]]:
+    """Return the lines up to a step, and those past it by number; damaged ones are set aside.
 
     The last line of a killed run may be torn; it lies past the step, or is made again.
     """
@@ -163,19 +166,39 @@ def _lines_up_to(path: Path, step: int) -> list[str]:
         else:
             past[number] = line
     if damaged:
-        _set_aside(path, damaged)
-    return kept
+        _set_aside(path, DAMAGED, damaged)
+        logger.warning(
+            "damaged in %s: line%s %s, now in %s; mend and put back what is worth it while the run "
+            "is not under way",
+            path,
+            "s" * (len(damaged) > 1),
+            ", ".join(map(str, damaged)),
+            DAMAGED,
+        )
+    return kept, past
 
 
-def _set_aside(path: Path, damaged: Mapping[int, str]) -> None:
-    aside = path.with_name(DAMAGED)
+def _keep_what_is_lost(run: Run, path: Path, step: int, past: Mapping[int, str]) -> None:
+    """Set aside the lines past the step, where a kill between two saves does not explain them."""
+    if not past:
+        return
+    reached, _ = last_reported(path)
+    saved = last_saved(run.directory)
+    # Of a plugin that notes no saves: the second one waits for the first.
+    if step < saved or (not saved and 0 < 2 * run.save_every < reached - step):
+        _set_aside(path, CUT, past)
+        logger.warning(
+            "%s reports steps up to %d, and the newest checkpoint that can be used is of step %d, "
+            "from which the run goes on: what lies past it is now in %s; where checkpoints are "
+            "missing, stop the run and put them back",
+            path,
+            reached,
+            step,
+            CUT,
+        )
+
+
+def _set_aside(path: Path, name: str, lines: Mapping[int, str]) -> None:
+    aside = path.with_name(name)
     before = aside.read_text(encoding="utf-8", errors="replace") if aside.is_file() else ""
-    replace(aside, before + "".join(f"{line}\n" for line in damaged.values()))
-    logger.warning(
-        "damaged in %s: line%s %s, now in %s; mend and put back what is worth it while the run is "
-        "not under way",
-        path,
-        "s" * (len(damaged) > 1),
-        ", ".join(map(str, damaged)),
-        aside.name,
-    )
+    replace(aside, before + "".join(f"{line}\n" for line in lines.values()))

@@ -17,6 +17,7 @@ from trainer_checkpoint.keeping import prune
 from trainer_checkpoint.quiet import quiet
 from trainer_checkpoint.text import Text, TextHandler
 from trainer_core.errors import RunError
+from trainer_core.saved import SAVED, note_saved
 
 logger = logging.getLogger("trainer_core.checkpoint")
 # Orbax would give up after ten minutes, which it takes from a clock that may be set meanwhile.
@@ -152,9 +153,15 @@ class Writer:
             self._error = error
             self._tell(f"the checkpoint of step {self._step} cannot be written")
             return
+        if not self._is_main:
+            return
+        run = self._directory.parent
         try:
-            if self._is_main:
-                prune(self._directory, self._keep, self._keep_every)
+            note_saved(run, self._step)
+        except OSError as error:
+            logger.warning("%s cannot be written: %s", run / SAVED, error)
+        try:
+            prune(self._directory, self._keep, self._keep_every)
         except OSError as error:  # nothing is lost by it
             logger.warning("old checkpoints cannot be deleted: %s", error)
 
