@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-import os
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 
 from trainer_core.axes import AxisRules
+from trainer_core.compile_cache import use_compile_cache
 from trainer_core.config import Config
 from trainer_core.directory import may_change, recorded
 from trainer_core.distributed import check_devices, connect, fail
@@ -39,7 +37,7 @@ def open_run(
     Raises:
         UserError: a mesh that does not fit the devices; plugins that do not fit the hooks.
     """
-    _use_compile_cache()
+    use_compile_cache()
     stopping = StopRequest() if stopping is None else stopping
     if devices is not None:
         return _assembled(config, devices, None, stopping)
@@ -77,15 +75,3 @@ def _assembled(
         may_change=functools.partial(may_change, config),
     )
     return run, register(config)
-
-
-def _use_compile_cache() -> None:
-    """Keep compiled programs in the user's cache folder, unless JAX was told of another."""
-    if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
-        return
-    home = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    folder = (
-        Path(os.environ.get("XDG_CACHE_HOME") or home) / "trainer-core" / f"jax-{jax.__version__}"
-    )
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from trainer_core.compile_cache import without_torn_entries
 from trainer_core.signals import interruptible
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def closing(run: Run, hooks: Hooks) -> Iterator[None]:
     """Close the plugins in the end, and tell the other processes of an error, then too."""
     failure: BaseException | None = None
     try:
-        yield
+        with without_torn_entries():
+            yield
     except BaseException as error:
         failure = error
         run.tell(error)
