@@ -213,3 +213,83 @@ def test_one_that_fails_says_of_a_busy_one_that_it_is_told_and_not_that_it_hangs
         processes[1].err,
     ), processes[1].err
     assert "process 1 failed: RuntimeError: no fuel" in processes[0].err
+
+
+# Devices that are at a step for seconds, from the fourth on, and use no processor of their host.
+BUSY = """
+import attrs, jax, time
+from trainer_core import hookimpl, plugin, setting
+
+@plugin
+class Busy:
+    seconds: float = setting(1.0)
+
+    def work(self, step):
+        if int(step) > 3:
+            time.sleep(self.seconds)
+
+    @hookimpl(wrapper=True)
+    def step(self, run):
+        step = yield
+
+        def apply(state, batch):
+            state, metrics = step.apply(state, batch)
+            jax.debug.callback(self.work, state.step)
+            return state, metrics
+
+        return attrs.evolve(step, apply=apply)
+"""
+
+
+@pytest.mark.long
+def test_processes_whose_devices_never_finish_end_and_say_so(tmp_path: Path) -> None:
+    (tmp_path / "busy.py").write_text(BUSY)
+    plugin = "plugins.busy={use='busy:Busy', seconds=1000.0}"
+    processes = together(2, *ENDLESS, plugin, folder=tmp_path)
+    assert [each.code for each in processes] == [1, 1]
+    for index, each in enumerate(processes):
+        assert re.match(
+            rf"error: all processes stand still, for {PATIENCE} seconds \(.*\): training, after "
+            r"step \d; their devices wait for each other .*\n"
+            rf"error: where this process was: run/stacks-{index}.txt\n$",
+            each.err,
+        ), each.err
+    # Of the devices of process 1, this one waits for, no thread is Python's.
+    assert "busy.py" in (tmp_path / "run" / "stacks-0.txt").read_text()
+
+
+class Result:
+    """Stands in for an array that a device computes."""
+
+    def __init__(self) -> None:
+        self.is_there = False
+
+    def is_ready(self) -> bool:
+        return self.is_there
+
+
+def test_devices_that_finish_something_do_not_stand_still(tmp_path: Path) -> None:
+    board: Any = Lame()
+    watching = watch.Watch(board, 1, TIMEOUT, tmp_path)
+    watching.end()  # its threads: here the looks are counted by hand
+    watching.pass_by(phase="training")
+    steps = [Result(), Result(), Result()]
+
+    def look(times: int) -> list[Failure]:
+        for _ in range(times):
+            watching._give(0.0)
+        return watching._judged({0: watching._sign})
+
+    for step in steps:
+        with watching.giving() as note:
+            note(step)
+    for step in steps:
+        assert look(PATIENCE - 1) == []
+        step.is_there = True
+        assert look(1) == []
+    assert (
+        look(2 * PATIENCE) == []
+    )  # with nothing to do, it waits for its host: for data, it may be
+    with watching.giving():
+        (found,) = look(PATIENCE)  # nor is a device there to take more
+    assert found.text.startswith("all processes stand still")

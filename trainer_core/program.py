@@ -142,8 +142,7 @@ class Program:
 
     def compile_step(self) -> StepFn:
         """Compile the step ahead of time."""
-        compiled: StepFn = self.trace_step().lower().compile()
-        return compiled
+        return self.run.watched(self.trace_step().lower().compile())
 
     def trace_step(self) -> jax.stages.Traced:
         """Trace the step as it is compiled: the state donated, every sharding given."""

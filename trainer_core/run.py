@@ -197,6 +197,14 @@ class Run:
         if self.group is not None:
             self.group.pass_by(phase, step)
 
+    def watched(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a compiled function with an eye on it: where it never ends, the run does.
+
+        Of several processes, devices that wait for each other for ever are told from ones at work
+        by what they finish. One process gets the function back as it is.
+        """
+        return compute if self.group is None else self.group.watched(compute)
+
     def tell(self, error: BaseException) -> None:
         """Let the other processes, if there are any, know that this one has failed."""
         if self.group is not None:

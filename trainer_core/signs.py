@@ -19,7 +19,9 @@ class Sign:
         number: of this sign, from 1.
         phase: what the process does, by the hook `phase`; `step` is the last that it has made.
         passed: places in the loop that its main thread has passed; all pass the same ones.
-        idle: signs since it passed one or used a processor; one that compiles does not stand still.
+        idle: signs since it passed one, used a processor, or its devices finished what they had;
+            one that compiles does not stand still.
+        computes: whether its devices are at something.
         meetings: how often it came to where all decide together.
     """
 
@@ -28,6 +30,7 @@ class Sign:
     step: int = 0
     passed: int = 0
     idle: int = 0
+    computes: bool = False
     meetings: int = 0
     host: str = _HOST
 

@@ -2,7 +2,8 @@
 
 It is heard of less and less: one that is stopped (SIGSTOP), killed or cut off gives no sign of life
 any more; one that waits for ever, for data or a lock, does, but falls behind the others, which wait
-for it inside a computation. Both are looked for in threads, as the main one cannot be interrupted.
+for it inside a computation; and all may wait for each other's devices. These are looked for in
+threads, as the main one cannot be interrupted.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import atexit
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import attrs
 
@@ -68,6 +71,8 @@ class Watch:
     _first: Sign = attrs.field(factory=Sign, init=False)
     _unheard: int = attrs.field(default=0, init=False)
     _rests: bool = attrs.field(default=False, init=False)
+    _given: deque[Any] = attrs.field(factory=deque, init=False)  # to the devices: the results
+    _is_giving: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._threads = [
@@ -99,6 +104,18 @@ class Watch:
                 meetings=sign.meetings + meets,
                 idle=0,
             )
+
+    @contextmanager
+    def giving(self) -> Iterator[Callable[[Any], None]]:
+        """While entered, the devices are given something to do; its result is to be noted.
+
+        Some take it at once, and some only when there is room; then they are at it, too.
+        """
+        self._is_giving = True
+        try:
+            yield self._given.append
+        finally:
+            self._is_giving = False
 
     def fail(self) -> None:
         """The main thread knows of a failure, and closes the run; it has the timeout for it."""
@@ -199,9 +216,17 @@ class Watch:
                 self._heed(failures)
 
     def _give(self, used: float) -> None:
+        computes, has_moved = bool(self._given) or self._is_giving, used > _AT_WORK * LOOK
+        while self._given and self._given[0].is_ready():
+            self._given.popleft()
+            has_moved = True
         with self._lock:
-            idle = 0 if used > _AT_WORK * LOOK else self._sign.idle + 1
-            self._sign = attrs.evolve(self._sign, number=self._sign.number + 1, idle=idle)
+            self._sign = attrs.evolve(
+                self._sign,
+                number=self._sign.number + 1,
+                idle=0 if has_moved else self._sign.idle + 1,
+                computes=computes,
+            )
             sign = self._sign
         self.board.give(sign)
 
@@ -232,10 +257,15 @@ class Watch:
                 texts[index] = self._silent(index, sign)
             elif sign.phase in _IN_STEP and sign.passed < furthest and sign.idle >= self.patience:
                 texts[index] = self._stuck(index, sign)
+        if not texts and all(self._waits(sign) for sign, _ in self._seen.values()):
+            texts[0] = self._deadlocked()
         found = [Failure(index, text, hangs=True) for index, text in texts.items()]
         for each in found:
             self.board.fail(each)
         return found
+
+    def _waits(self, sign: Sign) -> bool:
+        return sign.phase in _IN_STEP and sign.computes and sign.idle >= self.patience
 
     def _heed(self, failures: Sequence[Failure]) -> None:
         """End this process, unless its main thread does: it may stand in a collective.
@@ -270,4 +300,13 @@ class Watch:
             f"process {process} ({sign.host}) stands still, and the others wait for it, for "
             f"{self.patience * LOOK:g} seconds ([distributed] timeout = {self.timeout:g}): it is "
             f"{sign.where}; where, stands in {stacks(self.directory, process)}"
+        )
+
+    def _deadlocked(self) -> str:
+        where = ", ".join(sorted({sign.where for sign, _ in self._seen.values()}))
+        return (
+            f"all processes stand still, for {self.patience * LOOK:g} seconds ([distributed] "
+            f"timeout = {self.timeout:g}): {where}; their devices wait for each other (with CPUs, "
+            f"give each process one), or are at something that takes longer than the timeout; "
+            f"where, stands in {stacks(self.directory, 0).with_name('stacks-PROCESS.txt')}"
         )

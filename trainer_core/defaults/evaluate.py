@@ -50,10 +50,17 @@ def build_held_out_loss(program: Program) -> Callable[[TrainState, int], Metrics
         return evaluate(params, buffers, batch, key, None)[1][0]
 
     placed = program.shardings
-    compiled = jax.jit(
-        sums,
-        in_shardings=(placed.state.params, placed.state.buffers, placed.state.key, placed.batch),
-        out_shardings=placed.replicated,
+    compiled = program.run.watched(
+        jax.jit(
+            sums,
+            in_shardings=(
+                placed.state.params,
+                placed.state.buffers,
+                placed.state.key,
+                placed.batch,
+            ),
+            out_shardings=placed.replicated,
+        )
     )
 
     divide = jax.jit(functools.partial(term_losses, model=program.model))  # not op by op
