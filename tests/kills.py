@@ -23,20 +23,19 @@ TEXT = "".join(f"{number * number % 7919:04} " for number in range(600))
 STEPS = 80
 # Saved and deleted all the time, so that many kills hit a save; dropout and microbatches, whose
 # random numbers must go on; evaluations in between.
-RUN = [
-    "train",
-    *DECODER,
+LOOP = [
     "run.directory=run",
     f"run.steps={STEPS}",
     "run.eval_every=7",
+    "run.eval_batches=2",
     "data.path=text.txt",
+    "data.length=32",
     "data.batch_size=8",
-    "model.dropout=0.1",
-    "model.kv_heads=2",
     "accumulate.microbatches=2",
     "checkpoint.every=4",
     "plugins.phases.use=kills:Phases",
 ]
+RUN = ["train", *DECODER, *LOOP, "model.dropout=0.1", "model.kv_heads=2"]
 _MISSING = re.compile(r"^error: (1 of 2 processes did not come|process 1 could not reach)", re.M)
 MUON = ["optimizer.use=muon", "schedule.learning_rate=0.02"]
 
@@ -52,6 +51,9 @@ class Case:
 CASES = {
     "nnx, muon": Case((*RUN, *MUON)),
     "linen, adamw, scanned": Case((*RUN, "model.use=linen", "model.layers=2")),
+    "nnx, batch statistics": Case(
+        ("train", *LOOP, "model.use=nnx-module", "model.module=old_trainer:NormedInNNX")
+    ),
     # Where one is killed, and no collective fails at once, the other waits for the timeout.
     "two processes": Case(
         (*RUN, f"run.steps={STEPS // 2}", "shard.mesh={data=1,fsdp=2}", "distributed.timeout=40"),
