@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import jax
 
 from trainer_core.errors import RunError, TrainerError, UserError, lines_of
 from trainer_core.plugin import hookimpl
@@ -229,6 +228,8 @@ class Group:
 
 def _is_of_jax(error: BaseException | None) -> bool:
     """Whether JAX gave something up: maybe as one of the processes that share it is gone."""
+    import jax
+
     return error is not None and (
         isinstance(error, jax.errors.JaxRuntimeError) or _is_of_jax(error.__cause__)
     )
