@@ -213,7 +213,8 @@ def test_a_run_that_became_not_finite_goes_on_from_what_was(
     result = fit(config, accept_changes=True)
     assert (result.resumed_from, result.step) == (20, 40)
     [said] = [each.getMessage() for each in caplog.records if "not used" in each.getMessage()]
-    assert said.endswith("30 is not used: its parameters are not finite")
+    assert "30 is not used: not finite: " in said
+    assert "params/" in said
 
 
 def test_what_was_saved_among_skipped_steps_pushes_out_nothing(recipe: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from checkpointed import bits, files, folder, like, restore, save, saving, state_at
 from trainer_checkpoint import reader
@@ -173,15 +174,56 @@ def test_a_step_copied_under_another_number_is_passed_over(run: Run, older: Trai
     assert bits(restored) == bits(older)
 
 
-def test_parameters_that_are_not_finite_are_passed_over(
-    run: Run, older: TrainState, warned: Any
+def spoiled(state: TrainState, path: str, value: float) -> TrainState:
+    """A state in which one number of the leaf at a path is another."""
+
+    def spoil(keys: Any, leaf: Any) -> Any:
+        if jax.tree_util.keystr(keys, simple=True, separator="/") != path:
+            return leaf
+        return leaf.at[(0,) * leaf.ndim].set(value)
+
+    return jax.tree_util.tree_map_with_path(spoil, state)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("params/layers/scale", jnp.nan),
+        ("params/layers/kernel", jnp.inf),
+        ("buffers/mean", jnp.nan),
+        ("opt_state/1/0/nu/layers/kernel", jnp.inf),
+        ("opt_state/1/0/mu/layers/scale", jnp.nan),
+    ],
+)
+def test_a_state_that_is_not_finite_is_passed_over(
+    run: Run, older: TrainState, warned: Any, path: str, value: float
 ) -> None:
-    bad = attrs.evolve(older, params=jax.tree.map(lambda x: x.at[0].set(jnp.nan), older.params))
-    save(run, attrs.evolve(bad, step=jnp.int32(3)), keep=3)
+    save(run, spoiled(attrs.evolve(older, step=jnp.int32(3)), path, value), keep=3)
     restored = restore(run, like(older, run.mesh))
     assert restored is not None
     assert int(restored.step) == 2
-    assert "not finite" in warned()[0]
+    assert warned() == [f"checkpoint {folder(run, 3)} is not used: not finite: {path}"]
+
+
+def test_an_infinity_that_may_be_meant_is_restored_and_a_nan_in_its_place_is_not(
+    run: Run, warned: Any
+) -> None:
+    """The least loss so far begins with one, and a buffer may be a mask."""
+    tx = optax.chain(optax.adam(0.1), optax.contrib.reduce_on_plateau())
+    made = state_at(1, run.mesh, tx)
+    least = "opt_state/1/best_value"
+    [before] = [each for each in jax.tree.leaves(made.opt_state) if not jnp.all(jnp.isfinite(each))]
+    assert before.shape == ()
+    state = spoiled(made, "buffers/mean", -jnp.inf)
+    save(run, state)
+    restored = restore(run, like(state, run.mesh))
+    assert restored is not None
+    assert bits(restored) == bits(state)
+    save(run, spoiled(attrs.evolve(state, step=jnp.int32(2)), least, jnp.nan), keep=3)
+    restored = restore(run, like(state, run.mesh))
+    assert restored is not None
+    assert int(restored.step) == 1
+    assert warned() == [f"checkpoint {folder(run, 2)} is not used: not finite: {least}"]
 
 
 def test_with_all_damaged_the_run_fails_and_nothing_is_deleted(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from trainer_core.run import Run
     from trainer_core.types import TrainState
 
+FINITE = ("params", "buffers", "opt_state")  # parts that must be, for a checkpoint to be trusted
 Files: TypeAlias = dict[str, Callable[[], str]]
 
 
@@ -46,7 +47,8 @@ def contents(
         "skipped_in_a_row": skipped_in_a_row(state),
     }
     described = tree.described(leaves)
-    meta = partial(_meta, header, described, begin_checks(arrays))
+    infinite = {path for path, array in arrays.items() if may_be_infinite(path, array.shape)}
+    meta = partial(_meta, header, described, begin_checks(arrays, infinite))
     data = partial(seal, {"position": position})
     return (
         tree.nested(arrays),
@@ -55,22 +57,32 @@ def contents(
     )
 
 
+def may_be_infinite(path: tree.Path, shape: tuple[int, ...]) -> bool:
+    """Whether an infinity in a leaf may be meant: optax begins a least value so far with one.
+
+    And a buffer may be a mask.
+    """
+    return path[0] == "buffers" or (path[0] == "opt_state" and not shape)
+
+
 def _meta(
     header: Mapping[str, Any],
     leaves: Mapping[str, dict[str, Any]],
     wait: Callable[[], Mapping[tree.Path, Check]],
 ) -> str:
-    checks = wait()
-    by_name = {"/".join(path): check for path, check in checks.items()}
+    by_name = {"/".join(path): check for path, check in wait().items()}
+    is_finite = True
     for path, leaf in leaves.items():  # one of size zero has nothing to check
-        leaf["digest"] = by_name[path].digest if path in by_name else None
+        check = by_name.get(path)
+        leaf["digest"] = check.digest if check is not None else None
+        if check is not None and not check.is_finite and path.split("/")[0] in FINITE:
+            leaf["finite"] = is_finite = False
     parts = sorted({path.split("/")[0] for path in leaves})
-    parameters = [check for path, check in checks.items() if path[0] == "params"]
     return seal(
         {
             **header,
             "versions": versions(),
-            "finite": all(check.is_finite for check in parameters),
+            "finite": is_finite,
             "digest": combined(leaves),
             "parts": {part: combined(leaves, part) for part in parts},
             "leaves": leaves,

@@ -17,7 +17,7 @@ of one value count as a last array axis.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeAlias
@@ -41,14 +41,16 @@ class Check:
 
     Attributes:
         digest: as above, in hexadecimal.
-        is_finite: that it holds neither a NaN nor an infinity.
+        is_finite: that it holds no NaN, and no infinity where it may hold none.
     """
 
     digest: str
     is_finite: bool
 
 
-def begin_checks(arrays: Mapping[Path, jax.Array]) -> Callable[[], dict[Path, Check]]:
+def begin_checks(
+    arrays: Mapping[Path, jax.Array], may_be_infinite: Collection[Path] = ()
+) -> Callable[[], dict[Path, Check]]:
     """Begin to compute the digest of each array, and return what waits for them all.
 
     Returns at once, except where programs must run in turn: there each is waited for, also for
@@ -58,34 +60,45 @@ def begin_checks(arrays: Mapping[Path, jax.Array]) -> Callable[[], dict[Path, Ch
     Args:
         arrays: of any shape, numeric dtype and sharding; no typed keys. They may be donated
             afterwards.
+        may_be_infinite: those in which an infinity is finite enough, and a NaN is not.
     """
     devices: set[jax.Device] = {
         device for array in arrays.values() for device in array.sharding.device_set
     }
     if len(devices) > 1 or next(iter(devices)).platform != "cpu":
-        return partial(_finished, _begun(arrays))
+        return partial(_finished, _begun(arrays, may_be_infinite))
     # Views of the same memory. While there is one, JAX writes nothing to it: a step that is given
     # the array as donated makes a new one. What Orbax writes are such views, too.
     views = {path: (np.asarray(array), array.sharding) for path, array in arrays.items()}
-    return partial(_checks_of_views, views, getattr(jax.config, "jax_enable_x64", False))
+    is_wide = getattr(jax.config, "jax_enable_x64", False)
+    return partial(_checks_of_views, views, may_be_infinite, is_wide)
 
 
 def checks(arrays: Mapping[Path, jax.Array]) -> dict[Path, Check]:
     """Return the digest of each array."""
-    return _finished(_begun(arrays))
+    return _finished(_begun(arrays, ()))
 
 
-def _checks_of_views(views: Mapping[Path, Any], is_wide: bool) -> dict[Path, Check]:
+def _checks_of_views(
+    views: Mapping[Path, Any], may_be_infinite: Collection[Path], is_wide: bool
+) -> dict[Path, Check]:
     # One at a time: a step that the loop calls meanwhile waits behind all that are in the queue.
     with jax.enable_x64(is_wide):  # a setting of the thread that took them
-        return {path: checks({path: jax.device_put(*views[path])})[path] for path in views}
+        found: dict[Path, Check] = {}
+        for path, view in views.items():
+            found |= _finished(_begun({path: jax.device_put(*view)}, may_be_infinite))
+        return found
 
 
-def _begun(arrays: Mapping[Path, jax.Array]) -> dict[Path, Any]:
-    _compile({(array.shape, array.dtype, array.sharding): array for array in arrays.values()})
+def _begun(arrays: Mapping[Path, jax.Array], may_be_infinite: Collection[Path]) -> dict[Path, Any]:
+    kinds = {
+        (array.shape, array.dtype, array.sharding, path in may_be_infinite): array
+        for path, array in arrays.items()
+    }
+    _compile(kinds)
     running = {}
     for path, array in arrays.items():
-        running[path] = _check(array)
+        running[path] = _check(array, may_be_infinite=path in may_be_infinite)
         if must_run_in_turn(array.sharding.device_set):
             jax.block_until_ready(running[path])
     return running
@@ -103,18 +116,18 @@ def _compile(kinds: Mapping[Any, jax.Array]) -> None:
     # compile as the arrays are many. They are compiled side by side, before the first is called;
     # traced here, because jax's settings (a mesh, x64) are those of a thread.
     new = kinds.keys() - _compiled
-    traced = [_check.lower(kinds[kind]) for kind in new]
+    traced = [_check.lower(kinds[kind], may_be_infinite=kind[-1]) for kind in new]
     if traced:
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda program: program.compile(), traced))
     _compiled.update(new)
 
 
-@jax.jit
-def _check(array: jax.Array) -> tuple[jax.Array, jax.Array]:
+@partial(jax.jit, static_argnames="may_be_infinite")
+def _check(array: jax.Array, *, may_be_infinite: bool) -> tuple[jax.Array, jax.Array]:
     words = _words(array)
     digest = jnp.sum(_mix(words ^ _mix(_positions(words.shape))), dtype=jnp.uint32)
-    return digest, _is_finite(array)
+    return digest, _is_finite(array, may_be_infinite)
 
 
 def _words(array: jax.Array) -> jax.Array:
@@ -147,9 +160,11 @@ def _mix(word: jax.Array) -> jax.Array:
     return word ^ (word >> 16)
 
 
-def _is_finite(array: jax.Array) -> jax.Array:
+def _is_finite(array: jax.Array, may_be_infinite: bool) -> jax.Array:
     if not jnp.issubdtype(array.dtype, jnp.inexact):
         return jnp.array(True)
+    if may_be_infinite:
+        return ~jnp.any(jnp.isnan(array))
     values = array.astype(jnp.float32) if _bits(array.dtype) < 32 else array
     return jnp.sum(values * 0) == 0  # half the time of `isfinite` beside the sum of words
 

@@ -12,7 +12,7 @@ from trainer_core.errors import UserError
 def prune(directory: Path, keep: int, keep_every: int | None) -> None:
     """Delete old checkpoints.
 
-    Sound are those whose parameters are finite, and whose last step was not skipped: of others it
+    Sound are those that are finite, and whose last step was not skipped: of others it
     is not known whether any step after them will ever be finite. What is damaged or incomplete
     counts for nothing, and stays.
 

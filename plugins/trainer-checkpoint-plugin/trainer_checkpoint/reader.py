@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
@@ -103,7 +104,9 @@ def read_meta(path: Path, step: int | None) -> dict[str, Any]:
     if step is not None and meta["step"] != step:
         raise DamagedError(f"it holds step {meta['step']}")
     if not meta["finite"]:
-        raise DamagedError("its parameters are not finite")
+        leaves = meta["leaves"].items()
+        named = [path for path, leaf in leaves if leaf.get("finite") is False]
+        raise DamagedError(f"not finite: {shorten(', '.join(named), 300) or 'its parameters'}")
     return meta
 
 

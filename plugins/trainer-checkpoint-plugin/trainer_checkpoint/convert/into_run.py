@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer_checkpoint import stored, tree
+from trainer_checkpoint.contents import FINITE, may_be_infinite
 from trainer_checkpoint.convert.described import (
     described_checkpoint,
     described_program,
@@ -115,14 +116,17 @@ def _check_place(config: Config) -> None:
 
 
 def _check_finite(arrays: Mapping[str, NDArray[Any]]) -> None:
-    """A run goes on from no parameters that are not finite; better said now than then."""
-    bad = [
-        path
-        for path, array in arrays.items()
-        if path.startswith("params/") and not np.all(np.isfinite(array))
-    ]
+    """A run goes on from nothing that is not finite; better said now than then."""
+    bad = [path for path, array in arrays.items() if _is_bad(tuple(path.split("/")), array)]
     if bad:
         raise UserError(f"not finite, and nothing to go on from: {', '.join(bad)}")
+
+
+def _is_bad(path: tree.Path, array: NDArray[Any]) -> bool:
+    if path[0] not in FINITE:
+        return False
+    wrong = np.isnan(array) if may_be_infinite(path, array.shape) else ~np.isfinite(array)
+    return bool(np.any(wrong))
 
 
 @contextmanager
