@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shutil
@@ -64,11 +65,13 @@ CASES = {
 
 @plugin
 class Phases:
-    """Leaves behind what the run is doing."""
+    """Leaves behind what the run is doing; kills it where it begins to do `DIE_IN`."""
 
     @hookimpl
     def phase(self, run: Any, name: str) -> None:
         Path(f"phase-{run.process}").write_text(name)
+        if name == os.environ.get("DIE_IN"):
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 @attrs.frozen
@@ -123,6 +126,12 @@ def killed(case: Case, folder: Path, chance: random.Random, longest: float) -> I
             assert code != 2 or _MISSING.search(said), (codes, said)
 
 
+def killed_in(case: Case, folder: Path, phase: str) -> None:
+    """Start a run of one process, and kill it where it enters a phase."""
+    with _started(case, folder, DIE_IN=phase) as (process,):
+        assert process.wait(timeout=LIMIT) == -signal.SIGKILL
+
+
 def outcome(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return the numbers of a run, but no clock's, and the digests of its last state."""
     clock = ("seconds", "tokens_per_second")
@@ -144,12 +153,13 @@ def again(folder: Path) -> None:
         path.unlink()
 
 
-def _started(case: Case, folder: Path) -> Any:
+def _started(case: Case, folder: Path, **variables: str) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "text.txt").write_text(TEXT)
     for path in folder.glob("phase-*"):
         path.unlink()
-    return started(case.processes, *case.arguments, folder=folder)
+    each = dict.fromkeys(range(case.processes), variables)
+    return started(case.processes, *case.arguments, folder=folder, variables=each)
 
 
 def _half_done(folder: Path) -> tuple[str, ...]:

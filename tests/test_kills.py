@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
-from kills import CASES, STEPS, killed, outcome, unbroken
+from kills import CASES, RUN, STEPS, Case, killed, killed_in, outcome, unbroken
 
 KILLS = {  # at least
     "nnx, muon": 9,
@@ -37,3 +37,18 @@ def test_a_run_that_is_killed_again_and_again_ends_as_the_unbroken_one(
             break
     assert len(kills) >= KILLS[name]
     assert len({each.phase for each in kills}) >= 4  # not always in the same place
+
+
+PHASES = ("building", "restoring", "compiling", "initialising")
+LATER = ("training", "evaluating", "saving", "restoring", "compiling", "closing")
+
+
+@pytest.mark.long
+def test_a_run_that_is_killed_in_each_phase_ends_as_the_unbroken_one(tmp_path: Path) -> None:
+    case = Case((*RUN, "run.steps=20"))
+    unbroken(case, tmp_path / "unbroken")
+    killed_run = tmp_path / "killed"
+    for phase in (*PHASES, *LATER):
+        killed_in(case, killed_run, phase)
+    unbroken(case, killed_run)
+    assert outcome(killed_run) == outcome(tmp_path / "unbroken")
