@@ -21,7 +21,10 @@ from order import unordered
 from programs import Parts, assert_bitwise_equal, build, host, recipe
 
 from trainer_core import UserError
+from trainer_core.decoder import DecoderConfig
 from trainer_core.plan.cost import Cost, cost_of
+from trainer_core.plan.memory import drawing_bytes
+from trainer_core.randomness import fold
 from trainer_core.types import Gradient
 
 pytest.importorskip("trainer_nnx")
@@ -117,16 +120,32 @@ def test_many_arrays_on_many_devices_are_saved_and_gone_on_with(tmp_path: Path) 
     assert run(4).resumed_from == 2
 
 
-def test_no_device_ever_holds_more_than_its_share_of_the_initial_state() -> None:
-    parts = on(MESHES["all three"], model={"width": 64}, optimizer={"use": "adamw"})
+LARGE = {"width": 64, "mlp": 512, "vocab": 512, "layers": 8}
+MANY = {"width": 64, "vocab": 50304}
+
+
+@pytest.mark.parametrize(
+    ("mesh", "model", "optimizer"),
+    [
+        ("all three", LARGE, "adamw"),
+        ("fsdp", {**LARGE, "param_dtype": "bfloat16"}, "sgd"),
+        pytest.param("fsdp", {**LARGE, "scan": False}, "sgd", marks=pytest.mark.long),
+        pytest.param("fsdp", {**MANY, "param_dtype": "bfloat16"}, "sgd", marks=pytest.mark.long),
+    ],
+)
+def test_no_device_ever_holds_more_than_its_share_of_the_initial_state(
+    mesh: str, model: dict[str, Any], optimizer: str
+) -> None:
+    parts = on(MESHES[mesh], model=model, optimizer={"use": optimizer})
     leaves = jax.tree.leaves(parts.program.abstract_state)
     share = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves
     )
     memory = parts.program.initialise.lower(jax.random.key(0)).compile().memory_analysis()
     assert memory.output_size_in_bytes == share + 8 * len(leaves)  # a pointer to each
-    # While they are made, too: the largest are drawn one after the other, none is whole.
-    assert memory.temp_size_in_bytes < share
+    # While they are made, too: one is drawn after the other, none is whole.
+    small = 64 * len(leaves)  # keys, constants, and what only the smallest take
+    assert memory.temp_size_in_bytes <= drawing_bytes(parts.program) + small
 
     before = {id(each) for each in jax.live_arrays()}
     state = parts.state()
@@ -138,6 +157,29 @@ def test_no_device_ever_holds_more_than_its_share_of_the_initial_state() -> None
     key = jax.random.key_data(state.key).nbytes  # of the seed, on one device
     assert max(held.values()) <= share + key
     assert min(held.values()) == share
+
+
+@pytest.mark.parametrize("model", [{}, {"scan": False}, {"param_dtype": "bfloat16"}])
+def test_what_is_drawn_in_turn_has_the_bits_of_what_is_drawn_alone(model: dict[str, Any]) -> None:
+    parts = on(MESHES["all three"], model={"width": 64, **model})
+    config = DecoderConfig(**{**SMALL, "width": 64, **model})
+
+    @functools.partial(jax.jit, static_argnums=(0, 1, 2))
+    def alone(path: str, shape: tuple[int, ...], std: float) -> Any:
+        key = fold(jax.random.key(0), "init", path)
+        return (jax.random.normal(key, shape, jnp.float32) * std).astype(config.param_dtype)
+
+    params = parts.state().params
+    std = 1 / math.sqrt(2 * config.layers) / math.sqrt(config.mlp)
+    down = alone("layers/mlp/down/kernel", (config.layers, config.mlp, 64), std)
+    found = params["layers"]
+    if not config.scan:
+        layers = [found[str(layer)]["mlp"]["down"]["kernel"] for layer in range(config.layers)]
+        assert_bitwise_equal(layers, list(down))
+    else:
+        assert_bitwise_equal(found["mlp"]["down"]["kernel"], down)
+    embedding = alone("embed/embedding", (config.vocab, 64), 1 / 8)
+    assert_bitwise_equal(params["embed"]["embedding"], embedding)
 
 
 @attrs.frozen

@@ -81,6 +81,21 @@ def test_a_plan_is_read_within_a_hundred_columns(
     assert max(map(len, text.splitlines())) <= 100
 
 
+def test_a_first_state_that_may_take_more_than_a_step_is_said(
+    on_a_chip: Answer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = on_a_chip.plan
+    # Of the perceptron's 8 x 16 numbers, 20 bytes each.
+    assert plan.beginning == plan.memory.state + 20 * 128
+    large = attrs.evolve(plan, xla_memory=attrs.evolve(plan.xla_memory, temporaries=10_000))
+    assert "first state" not in printed(attrs.evolve(on_a_chip, plan=large), capsys)
+    xla = attrs.evolve(plan.xla_memory, temporaries=0)
+    small = attrs.evolve(plan, xla_memory=xla, available=plan.beginning - 1)
+    said = printed(attrs.evolve(on_a_chip, plan=small), capsys)
+    whole = exact_size(plan.beginning)
+    assert f"up to {whole} a device while it is drawn: more than a step, and than a " in said
+
+
 def test_what_does_not_fit_is_said_with_its_knobs(
     answer: Answer, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from trainer_core.decoder import DecoderConfig
 from trainer_core.kinds import Kind
-from trainer_core.randomness import fold_each
+from trainer_core.randomness import fold_each, key_after
 from trainer_core.types import Axis, ParamInfo, Params
 
 _VOCAB_IN, _VOCAB_OUT = Axis("vocab", "in"), Axis("vocab", "out")
@@ -73,19 +73,20 @@ def initialize(config: DecoderConfig, key: jax.Array) -> Params:
     weights = _weights(config)
     keys = fold_each(key, [weight.path for weight in weights])
     leaves: list[tuple[str, jax.Array]] = []
+    drawn: jax.Array | None = None
     for weight, own_key in zip(weights, keys, strict=True):
-        value = _first_value(weight, own_key).astype(config.param_dtype)
+        if weight.std is None:
+            value = jnp.ones(weight.shape, config.param_dtype)
+        else:
+            # One after the other: the bits of all at once would take several times the values.
+            own_key = own_key if drawn is None else key_after(own_key, drawn)
+            normal = jax.random.normal(own_key, weight.shape, jnp.float32) * weight.std
+            value = drawn = normal.astype(config.param_dtype)
         if weight.stacked and not config.scan:
             leaves.extend(zip(_layer_paths(config, weight), value, strict=True))
         else:
             leaves.append((weight.path, value))
     return _nest(leaves)
-
-
-def _first_value(weight: _Weight, key: jax.Array) -> jax.Array:
-    if weight.std is None:
-        return jnp.ones(weight.shape)
-    return jax.random.normal(key, weight.shape, jnp.float32) * weight.std
 
 
 def _layer_paths(config: DecoderConfig, weight: _Weight) -> list[str]:

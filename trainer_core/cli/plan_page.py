@@ -64,6 +64,21 @@ def _heads(plan: Plan, config: Config, topology: Topology | None) -> list[tuple[
         ("batch", batch),
         ("devices", f"{asked}{plan.devices:,} x {plan.kind}, {mesh_axes(plan.mesh)}"),
         ("memory", verdict(plan)),
+        *_beginning(plan),
+    ]
+
+
+def _beginning(plan: Plan) -> list[tuple[str, str]]:
+    """The first state, where to draw it may take more than a step."""
+    if plan.beginning <= plan.needed:
+        return []
+    too_much = plan.available is not None and plan.beginning > plan.available
+    return [
+        (
+            "first state",
+            f"up to {exact_size(plan.beginning)} a device while it is drawn: more than a step"
+            + (", and than a device has" if too_much else ""),
+        )
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,9 @@ import jax.numpy as jnp
 
 from trainer_core.axes import also_over
 from trainer_core.program import Program
+
+# Bytes of a number while it is drawn: two counters of 4, two words made of them, and a float32.
+_DRAWN = 20
 
 
 @attrs.frozen(kw_only=True)
@@ -80,6 +84,20 @@ def memory_of(program: Program, temporaries: int | None = None) -> Memory:
         gradients=gradients,
         activations=activations,
     )
+
+
+def drawing_bytes(program: Program) -> int:
+    """Return the most that a device needs to draw the first parameters one after the other.
+
+    It is beside its share of the state. Layers that are no stack are drawn as one, too. Models
+    other than the decoder may draw several arrays at once.
+    """
+    drawn: Counter[str] = Counter()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(program.abstract_state.params):
+        place = jax.tree_util.keystr(path, simple=True, separator="/")
+        layers = "/".join("*" if key.isdecimal() else key for key in place.split("/"))
+        drawn[layers] += math.prod(leaf.sharding.shard_shape(leaf.shape))
+    return _DRAWN * max(drawn.values(), default=0)
 
 
 def device_bytes(tree: Any) -> int:

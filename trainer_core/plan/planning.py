@@ -15,7 +15,7 @@ from trainer_core.opening import closing
 from trainer_core.plan.chips import Chip, chip_of
 from trainer_core.plan.cost import Cost, cost_of
 from trainer_core.plan.flops import Products, forward_products, products_of
-from trainer_core.plan.memory import Memory, memory_of
+from trainer_core.plan.memory import Memory, drawing_bytes, memory_of
 from trainer_core.plan.roofline import Roofline, roofline_of
 from trainer_core.plan.xla_memory import Refusal, XlaMemory
 from trainer_core.program import Program, build_program
@@ -86,6 +86,11 @@ class Plan:
     def needed(self) -> int:
         """Bytes of a device: the compiler's word, where there is one."""
         return self.memory.total if self.xla_memory is None else self.xla_memory.total
+
+    @property
+    def beginning(self) -> int:
+        """Bytes of a device while the first state is drawn, at most: a decoder's."""
+        return self.memory.state + drawing_bytes(self.program)
 
     @property
     def fits(self) -> bool | None:

@@ -51,6 +51,7 @@ def _plan(plan: Plan) -> dict[str, Any]:
         "available_bytes": plan.available,
         "memory": {**attrs.asdict(plan.memory), "total": plan.memory.total},
         "xla_memory": None if xla is None else {**attrs.asdict(xla), "total": xla.total},
+        "beginning_bytes_at_most": plan.beginning,
         "flops": {
             "model": plan.model_flops,
             "step": plan.step.total,
