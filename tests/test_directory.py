@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
+import re
 import shutil
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import programs
 import pytest
@@ -16,7 +20,7 @@ from programs import recipe
 from trainer_core import hookimpl, plugin, requests
 from trainer_core.cli.failures import Context, crashed
 from trainer_core.config import load_config
-from trainer_core.defaults.jsonl import last_reported
+from trainer_core.defaults.jsonl import JsonLines, last_reported
 from trainer_core.directory import check_directory, differences, versions
 from trainer_core.errors import RunError, UserError
 from trainer_core.loop import fit
@@ -307,6 +311,51 @@ def test_damaged_lines_among_metrics_are_named_and_kept(
     path.write_bytes(b"{}\n" + path.read_bytes())  # once more: what is there stays
     fit({**config, "run": {**config["run"], "steps": 9}})
     assert aside.read_text() == "".join([*kept, "{}\n"])
+
+
+@pytest.mark.parametrize("when", ["it reports", "it is closed"])
+def test_metrics_that_cannot_be_written_end_the_run_with_one_error_that_says_what_stands(
+    tmp_path: Path, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "run"
+    tables = recipe(run={"directory": str(directory), "steps": 6})
+    tables["checkpoint"] = {"use": "orbax", "every": 2}
+
+    class Full(io.StringIO):
+        """A file on a disk that is full, but for a few lines."""
+
+        def flush(self) -> None:
+            if when == "it reports" and len(self.getvalue().splitlines()) > 5:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    start = JsonLines.start
+
+    def started(self: JsonLines, run: Run, program: Any, step: int) -> None:
+        start(self, run, program, step)
+        self.file = Full()
+
+    monkeypatch.setattr(JsonLines, "start", hookimpl(started))
+    with pytest.raises(RunError) as caught:
+        fit(tables)
+    assert str(caught.value).startswith(
+        f"{directory / 'metrics.jsonl'} cannot be written: No space left on device; once it can be"
+    )
+    assert re.search(r" the newest checkpoint, of step [246] or later$", str(caught.value))
+
+
+def test_a_record_that_cannot_be_written_leaves_no_half_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        fit(recipe(run={"directory": str(tmp_path / "run"), "steps": 1}))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 def test_what_lies_past_the_step_is_cut_without_a_word(

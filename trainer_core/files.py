@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -26,9 +27,14 @@ def replace(path: Path, text: str) -> None:
         OSError: it cannot be written.
     """
     beside = path.with_name(f"{path.name}.new")
-    with opened_anew(beside) as file:
-        file.write(text)
-    os.replace(beside, path)
+    try:
+        with opened_anew(beside) as file:
+            file.write(text)
+        os.replace(beside, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise
 
 
 def parsed(text: bytes) -> dict[str, Any]:

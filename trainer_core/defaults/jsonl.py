@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import attrs
 
-from trainer_core.errors import UserError
+from trainer_core.errors import RunError, UserError
 from trainer_core.files import parsed, replace
 from trainer_core.plugin import hookimpl, plugin
 from trainer_core.saved import last_saved
@@ -37,21 +39,41 @@ class JsonLines:
         if not run.is_main:
             return
         path = run.directory / "metrics.jsonl"
-        kept, past = _divided(path, step) if path.exists() else ([], {})
-        _keep_what_is_lost(run, path, step, past)
-        replace(path, "".join(f"{line}\n" for line in kept))
-        self.file = path.open("a", encoding="utf-8")
+        with self._failing_in_words(run):
+            kept, past = _divided(path, step) if path.exists() else ([], {})
+            _keep_what_is_lost(run, path, step, past)
+            replace(path, "".join(f"{line}\n" for line in kept))
+            self.file = path.open("a", encoding="utf-8")
 
     @hookimpl
-    def report(self, step: int, metrics: Metrics) -> None:
+    def report(self, run: Run, step: int, metrics: Metrics) -> None:
         if self.file is not None:
-            self.file.write(json_line(step, metrics) + "\n")
-            self.file.flush()
+            with self._failing_in_words(run):
+                self.file.write(json_line(step, metrics) + "\n")
+                self.file.flush()
 
     @hookimpl
-    def close(self) -> None:
+    def close(self, run: Run) -> None:
         if self.file is not None:
-            self.file.close()
+            with self._failing_in_words(run):
+                self.file.close()
+
+    @contextmanager
+    def _failing_in_words(self, run: Run) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            file, self.file = self.file, None
+            if file is not None:
+                with contextlib.suppress(OSError):  # it tries once more to write what it holds
+                    file.close()
+            saved = last_saved(run.directory)
+            # One may still be under way.
+            newest = f", of step {saved} or later" if saved else ", if there is one"
+            raise RunError(
+                f"{run.directory / 'metrics.jsonl'} cannot be written: {error.strerror or error}; "
+                f"once it can be, the same command goes on from the newest checkpoint{newest}"
+            ) from error
 
 
 def json_line(step: int, metrics: Metrics) -> str:
