@@ -20,7 +20,7 @@ import pytest
 from models import Recorder
 from programs import assert_bitwise_equal, build, host
 
-from trainer_core import RunError, UserError, hookimpl, hookspecs, plugin, setting
+from trainer_core import RunError, UserError, hookimpl, hookspecs, plugin, requests, setting
 from trainer_core.config import load_config
 from trainer_core.defaults.evaluate import build_held_out_loss
 from trainer_core.loop import Result, fit, train
@@ -555,6 +555,19 @@ def test_a_file_that_asks_a_run_without_checkpoints_for_one_is_answered(
     assert said.startswith(f"{result.directory}/checkpoint_now asks for a checkpoint")
     assert '[checkpoint] use = "none"' in said
     assert not (result.directory / "checkpoint_now").exists()
+
+
+def test_a_folder_of_that_name_is_said_once_and_asks_for_nothing(
+    recipe: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "_EVERY", 0.0)
+    config = recipe(run={"steps": 4}, checkpoint={"use": "orbax", "every": 2, "keep": 9})
+    folder = Path(config["run"]["directory"], "checkpoint_now")
+    folder.mkdir(parents=True)
+    result = fit(config)
+    [said] = [each.getMessage() for each in caplog.records]
+    assert said == f"{folder} is a folder, and asks for nothing; `touch` makes a file"
+    assert {path.name for path in (result.directory / "checkpoints").iterdir()} == {"2", "4"}
 
 
 def test_a_file_in_the_run_directory_asks_for_a_save(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 
 import attrs
 
@@ -14,6 +15,12 @@ logger = logging.getLogger("trainer_core")
 SAVE = "checkpoint_now"  # a file in the run directory
 _EVERY = 1.0  # seconds between two looks for it, and between two questions to all processes
 _MOST = 16  # steps between them: a host may be far ahead of its device, and seem faster than it is
+
+
+def asks_for_a_save(directory: Path) -> bool:
+    """Whether there is a file `checkpoint_now` in a run directory."""
+    path = directory / SAVE
+    return path.exists() and not path.is_dir()
 
 
 @attrs.frozen
@@ -49,6 +56,7 @@ class Requests:
         self._next = first + 1
         self._asked_at, self._asked = time.monotonic(), first
         self._looked_at = 0.0
+        self._has_warned = False
 
     def after(self, step: int) -> Asked:
         """Return what all processes do after this step.
@@ -80,7 +88,7 @@ class Requests:
 
     def saved(self) -> None:
         """Remove the file: the save that it asked for has begun."""
-        if self._run.is_main:
+        if self._run.is_main and asks_for_a_save(self._run.directory):
             (self._run.directory / SAVE).unlink(missing_ok=True)
 
     def _is_there(self) -> bool:
@@ -90,11 +98,15 @@ class Requests:
             return False
         self._looked_at = now
         self._lock.check()
-        there = (self._run.directory / SAVE).exists()
+        path = self._run.directory / SAVE
+        there = asks_for_a_save(self._run.directory)
+        if not there and path.exists() and not self._has_warned:
+            self._has_warned = True
+            logger.warning("%s is a folder, and asks for nothing; `touch` makes a file", path)
         if there and self._run.config["checkpoint"]["use"] == "none":
             logger.warning(
                 '%s asks for a checkpoint, and this run saves none: [checkpoint] use = "none"',
-                self._run.directory / SAVE,
+                path,
             )
         return there
 

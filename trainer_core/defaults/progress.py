@@ -74,10 +74,10 @@ class Progress:
     @hookimpl(trylast=True)
     def save(self, run: Run, step: int) -> None:
         """Whoever asked for this save by a file shall know that it was heard."""
-        from trainer_core.requests import SAVE
+        from trainer_core.requests import SAVE, asks_for_a_save
 
         saves = run.config["checkpoint"]["use"] != "none"
-        if run.is_main and saves and (run.directory / SAVE).exists():
+        if run.is_main and saves and asks_for_a_save(run.directory):
             self.display.note(f"{SAVE}: step {step:,} is saved")
 
     @hookimpl

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from checkpointed import bits, folder, like, restore, save, state_at
+from trainer_checkpoint.steps import steps
 from trainer_checkpoint.stored import TREE
 
 from trainer_core.cli import run as trainer
@@ -86,3 +88,44 @@ def test_links_that_stay_inside_or_lead_to_a_checkpoint_are_followed(
     assert restored is not None
     assert bits(restored) == bits(state)
     assert not warned()
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def endless(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(3 * 2**30)  # of which the disk holds nothing
+
+
+@pytest.mark.parametrize("name", ["meta/metadata", "data/process_0-of-1.json", "state/_METADATA"])
+@pytest.mark.parametrize(
+    ("make", "said"), [(pipe, "neither a file nor a folder"), (endless, "has 3 GiB, and no such")]
+)
+def test_what_is_no_file_or_has_no_end_is_not_read(
+    run: Run, warned: Any, capsys: Any, name: str, make: Callable[[Path], None], said: str
+) -> None:
+    older = state_at(1, run.mesh)
+    save(run, older, state_at(2, run.mesh))
+    make(folder(run, 2) / name)
+    restored = restore(run, like(older, run.mesh))
+    assert restored is not None
+    assert bits(restored) == bits(older)
+    [warning] = warned()
+    assert f"{folder(run, 2)} is not used: {name} " in warning
+    assert said in warning
+    for command in (["list", "--json"], ["verify", "--json"]):
+        trainer(["checkpoint", command[0], str(run.directory), *command[1:]])
+        assert said in json.loads(capsys.readouterr().out)[-1]["problem"]
+
+
+@pytest.mark.parametrize("make", [pipe, endless])
+def test_nor_is_it_where_old_checkpoints_are_deleted(
+    run: Run, make: Callable[[Path], None]
+) -> None:
+    save(run, state_at(1, run.mesh))
+    make(folder(run, 1) / "meta" / "metadata")
+    save(run, state_at(2, run.mesh), keep=1)
+    assert steps(run.directory / "checkpoints") == [1, 2]

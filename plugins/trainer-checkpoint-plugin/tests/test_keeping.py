@@ -123,3 +123,18 @@ def test_other_names_are_no_steps(tmp_path: Any, name: str) -> None:
 
 def test_a_folder_that_is_missing_has_no_steps(tmp_path: Any) -> None:
     assert steps(tmp_path / "missing") == []
+
+
+def test_a_file_in_the_place_of_a_step_is_set_aside(run: Run, warned: Any) -> None:
+    save(run, state_at(1, run.mesh))
+    folder(run, 2).write_text("of mine")
+    folder(run, 3).symlink_to("nowhere")
+    with saving(run, keep=3) as plugin:
+        plugin.restore(run, like(state_at(1, run.mesh), run.mesh), Data())
+        for step in (2, 3):
+            plugin.save(run, step, state_at(step, run.mesh), Data())
+    assert steps(run.directory / "checkpoints") == [1, 2, 3]
+    assert (run.directory / "checkpoints" / "2.damaged").read_text() == "of mine"
+    assert warned() == [
+        f"{folder(run, step)} is no folder: it is now {step}.damaged" for step in (2, 3)
+    ]

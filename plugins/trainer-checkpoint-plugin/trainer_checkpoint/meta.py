@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import stat
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -14,8 +15,11 @@ from typing import Any
 from trainer_checkpoint.steps import META, META_FILE
 from trainer_core.errors import UserError
 from trainer_core.files import parsed
+from trainer_core.terminal.figures import size
 
 FORMAT = 1  # of the layout on disk; a reader refuses what is newer than itself
+MOST = 2**27  # bytes of a file beside the arrays: a description of half a million of them
+_MOST = size(MOST)
 _CHECKSUM = "sha256"
 _KINDS = {
     "format": int,
@@ -43,9 +47,33 @@ class DamagedError(Exception):
 
 
 def seal(value: Mapping[str, Any]) -> str:
-    """Return the JSON text of a mapping, with a checksum over all of it."""
+    """Return the JSON text of a mapping, with a checksum over all of it.
+
+    Raises:
+        ValueError: it is larger than `bounded` reads.
+    """
     plain = json.loads(json.dumps(value, default=str))
-    return json.dumps(plain | {_CHECKSUM: _checksum(plain)}, indent=1)
+    text = json.dumps(plain | {_CHECKSUM: _checksum(plain)}, indent=1)
+    if len(text) > MOST:
+        raise ValueError(
+            f"what stands beside the arrays takes {size(len(text))}, more than {_MOST}"
+        )
+    return text
+
+
+def bounded(path: Path, name: str) -> bytes:
+    """Return what stands in a file beside the arrays, which may be a stranger's.
+
+    Raises:
+        DamagedError: it is no file, or larger than any that is written.
+        OSError: it cannot be read.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise DamagedError(f"{name} is no file")
+    if found.st_size > MOST:
+        raise DamagedError(f"{name} has {size(found.st_size)}, and no such file more than {_MOST}")
+    return path.read_bytes()
 
 
 def unseal(path: Path) -> dict[str, Any]:
@@ -56,7 +84,7 @@ def unseal(path: Path) -> dict[str, Any]:
     """
     name = f"{path.parent.name}/{path.name}"
     try:
-        value = parsed(path.read_bytes())
+        value = parsed(bounded(path, name))
         checksum = value.pop(_CHECKSUM)
         is_whole = _checksum(value) == checksum
     except FileNotFoundError:

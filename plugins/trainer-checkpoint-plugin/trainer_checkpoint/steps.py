@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 STATE = "state"  # the arrays
@@ -34,9 +35,12 @@ def steps(directory: Path) -> list[int]:
     """
     if not directory.is_dir():
         return []
-    # "007" and "²" are no names of ours.
-    names = (path.name for path in directory.iterdir() if path.is_dir())
-    return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name))
+    return sorted(int(path.name) for path in _named_as_steps(directory) if path.is_dir())
+
+
+def no_folders(directory: Path) -> list[int]:
+    """Return the steps in whose place something lies that is no folder."""
+    return sorted(int(path.name) for path in _named_as_steps(directory) if not path.is_dir())
 
 
 def delete(directory: Path, step: int) -> None:
@@ -65,11 +69,17 @@ def discard_unfinished(directory: Path, step: int) -> None:
             made.rmdir()
 
 
-def set_aside(directory: Path, step: int) -> None:
-    """Rename a checkpoint so that it is neither read nor overwritten."""
+def set_aside(directory: Path, step: int) -> Path:
+    """Rename a checkpoint so that it is neither read nor overwritten, and return what it is now."""
     target = directory / f"{step}{_DAMAGED}"
     number = 1
     while target.exists():
         number += 1
         target = directory / f"{step}{_DAMAGED}-{number}"
     (directory / str(step)).rename(target)
+    return target
+
+
+def _named_as_steps(directory: Path) -> Iterator[Path]:
+    # "007" and "²" are no names of ours.
+    return (each for each in directory.iterdir() if re.fullmatch(r"0|[1-9][0-9]*", each.name))

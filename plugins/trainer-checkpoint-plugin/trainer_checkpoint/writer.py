@@ -140,6 +140,10 @@ class Writer:
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             folders.clean(self._directory)
+            for step in folders.no_folders(self._directory):
+                aside = folders.set_aside(self._directory, step)
+                name = self._directory / str(step)
+                logger.warning("%s is no folder: it is now %s", name, aside.name)
             for step in folders.steps(self._directory):
                 if resumed is not None and step > resumed:
                     folders.set_aside(self._directory, step)
