@@ -52,6 +52,7 @@ def test_it_is_drawn(tmp_path: Path) -> None:
     [
         (["optimizer", "--plot", "x.svg"], "--plot: optimizer has no drawing; only sharding has"),
         (["sharding", "--plot", "x.foo"], "--plot x.foo: Format 'foo' is not supported"),
+        (["sharding", "--plot", "x"], "--plot x: its ending says what is drawn, such as x.svg"),
     ],
 )
 def test_a_drawing_that_cannot_be_made_is_a_mistake(
@@ -60,4 +61,38 @@ def test_a_drawing_that_cannot_be_made_is_a_mistake(
     if arguments[0] == "sharding":
         pytest.importorskip("matplotlib")
     assert cli.run(["explain", *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_devices_that_are_not_there_are_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever `[distributed]` says, no process is waited for."""
+    monkeypatch.setattr("trainer_core.assemble.connect", lambda *arguments: 1 / 0)
+    several = ["distributed.coordinator=localhost:1", "distributed.processes=2"]
+    topology = ["--topology", "cpu:4"]
+    assert cli.run(["explain", "sharding", "--json", *several, *topology]) == 0
+    assert json.loads(capsys.readouterr().out)["mesh"] == {"data": 4, "fsdp": 1, "tensor": 1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["distributed.processes=2"],
+            "[distributed] processes = 2: `trainer explain sharding` con",
+        ),
+        (["shard.dcn.data=2"], "[shard] dcn = {data = 2}: `trainer explain sharding` connects no"),
+        (
+            ["shard.dcn.data=2", "--topology", "cpu:8"],
+            "needs 2 processes, not 1; set shard.dcn={}, or give such devices (`trainer plan` takes"
+            " --topology 2xv5e:4x4)",
+        ),
+        (["--topology", ""], "there is no chip ''"),
+    ],
+)
+def test_devices_that_one_process_does_not_see_are_asked_for(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["explain", "sharding", *arguments]) == 2
     assert said in capsys.readouterr().err

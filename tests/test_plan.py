@@ -24,7 +24,7 @@ from trainer_core.plan.flops import forward_products, products_of
 from trainer_core.plan.knobs import knobs
 from trainer_core.plan.memory import memory_of
 from trainer_core.plan.planning import Plan, plan_program, plan_step
-from trainer_core.plan.search import search
+from trainer_core.plan.search import dcn_for, search
 from trainer_core.plan.variants import Variants
 from trainer_core.plan.xla_memory import XlaMemory
 from trainer_core.program import Program, build_program
@@ -296,6 +296,30 @@ def test_a_search_tries_every_mesh_that_divides_and_says_what_it_left_out(
     assert found.ranked[0].plan.memory.total == min(e.plan.memory.total for e in found.ranked)
     assert found.skipped == {"the model or the batch does not divide so": 1}  # 6 over 4
     assert search(plan, variants, 0).skipped == {"no time was left": 5}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dcn", "setting"),
+    [
+        ({"data": 4, "fsdp": 2}, {"data": 2}, ""),
+        ({"data": 4, "fsdp": 2}, {}, ""),
+        ({"data": 1, "fsdp": 8}, {"data": 2}, "shard.dcn={data = 1, fsdp = 2}"),
+        ({"data": 3, "fsdp": 3}, {"data": 2}, ""),
+    ],
+)
+def test_in_a_search_the_axis_that_crosses_slices_follows_the_mesh(
+    sizes: dict[str, int], dcn: dict[str, int], setting: str
+) -> None:
+    assert dcn_for(sizes, dcn) == setting
+
+
+@pytest.mark.eight_devices
+def test_a_search_says_where_the_slices_do_not_fit(quick_compiles: None) -> None:
+    """Of one process on CPUs, no axis can cross two."""
+    overrides = ["model.use=models:Perceptron", "data.use=models:Examples", "checkpoint.use=none"]
+    plan = Variants(None, overrides, jax.devices()[:2]).plan()
+    across = Variants(None, [*overrides, "shard.dcn={data=2}"], jax.devices()[:2])
+    assert search(plan, across, 60).skipped == {"[shard] dcn does not fit such a mesh": 2}
 
 
 # ------------------------------------------------------------------ programs of other compilers

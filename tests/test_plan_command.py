@@ -120,6 +120,20 @@ def test_a_mistake_in_the_topology_is_told_before_the_config_is_read(
     assert "there is no such slice of TPU v5e" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--topology", ""], "there is no chip ''; there are v4, "),
+        (["--seconds", "3"], "--seconds is for how long to search; give --search too"),
+    ],
+)
+def test_what_would_be_left_unused_is_refused(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["plan", *SETTINGS, *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_a_mesh_that_does_not_fit_the_topology_is_an_error_with_its_place(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -118,7 +118,11 @@ def _across(dcn: Sizes, shape: Sizes, devices: Sequence[jax.Device]) -> dict[str
     places, what = (slices, "slices") if slices > 1 else (_processes(devices), "processes")
     across = {name: size for name, size in dcn.items() if size > 1}
     if across and math.prod(across.values()) != places:
-        raise UserError(f"{where} needs {math.prod(across.values())} {what}, not {places}", _DCN)
+        raise UserError(
+            f"{where} needs {math.prod(across.values())} {what}, not {places}; set shard.dcn={{}}, "
+            f"or give such devices (`trainer plan` takes --topology 2xv5e:4x4)",
+            _DCN,
+        )
     if slices > 1 and not across:
         fitting = [name for name, size in shape.items() if size % slices == 0]
         raise UserError(

@@ -143,7 +143,8 @@ def values_of(instance: Any) -> dict[str, Any]:
 def shown(value: Any) -> str:
     """Return a value as a config would write it."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key} = {shown(each)}" for key, each in value.items()) + "}"
+        pairs = (f"{_key(key)} = {shown(each)}" for key, each in value.items())
+        return "{" + ", ".join(pairs) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(shown, value)) + "]"
     if isinstance(value, (str, bool)):
@@ -236,9 +237,23 @@ def _quoting_hint(key: str, value: Any, wanted: Any) -> str:
     if isinstance(value, str) and "=" in value and is_table:
         # Of key={a=1,b=2} bash makes two arguments: key=a=1 and key=b=2.
         return f"; a shell takes braces apart that are not in quotes: '{key}={{{value}, ...}}'"
-    if is_table and _fits(value, get_args(wanted)[1]):
-        return f", such as {{NAME = {shown(value)}}}"
+    if is_table and _fits(table := _deepened(value, wanted), wanted):
+        return f", such as {shown(table)}"
     return ""
+
+
+def _deepened(value: Any, wanted: Any) -> Any:
+    """A value, with a table around each part of it that should have stood in one."""
+    if get_origin(wanted) is not dict or len(get_args(wanted)) != 2:
+        return value
+    inner = get_args(wanted)[1]
+    if not isinstance(value, Mapping):
+        return {"NAME": _deepened(value, inner)}
+    return {key: _deepened(each, inner) for key, each in value.items()}
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
 
 
 def _unclosed(text: str) -> str:

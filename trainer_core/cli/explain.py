@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from trainer_core.cli.settings import add_settings
+from trainer_core.cli.settings import add_settings, topology_argument
 from trainer_core.errors import UserError
+from trainer_core.plan.topology import parse_topology
 from trainer_core.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -25,12 +26,12 @@ class Topic:
     Attributes:
         module: in it, `explain(config, as_json)` prints it.
         summary: what it shows, in one line.
-        plots: whether it also takes a file to draw it in.
+        of_devices: whether it also takes the devices, and a file to draw it in.
     """
 
     module: str
     summary: str
-    plots: bool = False
+    of_devices: bool = False
 
 
 TOPICS = {
@@ -38,7 +39,7 @@ TOPICS = {
     "hooks": Topic("explain_hooks", "each hook: who is called, in which order, from which package"),
     "optimizer": Topic("explain_optimizer", "each parameter: by which rule it is updated"),
     "sharding": Topic(
-        "explain_sharding", "each array: over which devices it is spread", plots=True
+        "explain_sharding", "each array: over which devices it is spread", of_devices=True
     ),
 }
 
@@ -53,6 +54,7 @@ def configure(parser: Parser) -> None:
     add_settings(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--plot", metavar="FILE.svg", help="draw it too: sharding")
+    topology_argument(parser, "sharding: over these")
     parser.examples = [
         ("trainer explain config", "every key that can be set, with its default"),
         ("trainer explain config recipe.toml", "what a recipe comes to"),
@@ -60,6 +62,7 @@ def configure(parser: Parser) -> None:
         ("trainer explain hooks recipe.toml", "which plugins answer and wrap what"),
         ("trainer explain optimizer optimizer.use=muon", "which parameters are orthogonalised"),
         ("trainer explain sharding shard.mesh={fsdp=4}", "what each of four devices would hold"),
+        ("trainer explain sharding recipe.toml --topology cpu:8", "over eight that are simulated"),
     ]
 
 
@@ -76,10 +79,26 @@ def run(arguments: Namespace, context: Context) -> int:
     from trainer_core.config import load_config
 
     topic = TOPICS[arguments.topic]
-    if arguments.plot and not topic.plots:
+    if arguments.plot is not None and not topic.of_devices:
         raise UserError(f"--plot: {arguments.topic} has no drawing; only sharding has")
+    if arguments.topology is not None and not topic.of_devices:
+        raise UserError(
+            f"--topology: {arguments.topic} is the same on any devices; only sharding is not"
+        )
+    plot = None if arguments.plot is None else _file(arguments.plot)
+    topology = None if arguments.topology is None else parse_topology(arguments.topology)
     config = load_config(*split(arguments.settings), say_imports)
     module = importlib.import_module(f"trainer_core.cli.{topic.module}")
-    drawing = {"plot": Path(arguments.plot)} if arguments.plot else {}
-    module.explain(config, arguments.json, **drawing)
+    more: dict[str, Any] = {}
+    if topic.of_devices:
+        more = {"plot": plot, "topology": topology}
+    module.explain(config, arguments.json, **more)
     return 0
+
+
+def _file(text: str) -> Path:
+    """matplotlib would add an ending, and the drawing lie elsewhere than it was said to."""
+    file = Path(text)
+    if not file.suffix:
+        raise UserError(f"--plot {text}: its ending says what is drawn, such as {text}.svg")
+    return file

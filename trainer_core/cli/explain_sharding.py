@@ -8,29 +8,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer_core.cli.building import program_of
+from trainer_core.errors import UserError
+from trainer_core.settings import shown
 from trainer_core.terminal.figures import mesh_axes, size
 from trainer_core.terminal.output import say
 from trainer_core.terminal.page import Page
 
 if TYPE_CHECKING:
     from trainer_core.config import Config
+    from trainer_core.plan.topology import Topology
     from trainer_core.run import Run
     from trainer_core.sharding_table import Placed
 
 _WORTH_NAMING = 2**20  # bytes, of an array that every device holds
 
 
-def explain(config: Config, as_json: bool, plot: Path | None = None) -> None:
+def explain(
+    config: Config,
+    as_json: bool,
+    plot: Path | None = None,
+    topology: Topology | None = None,
+) -> None:
     """Print where everything lies: of shapes alone, no array is made.
 
     Args:
         config: a resolved one.
         as_json: print one JSON object: the mesh, and each array.
         plot: draw it too, in a file of any kind that matplotlib writes.
+        topology: the devices, which need not be there; by default those of this process.
     """
     import attrs
 
-    program = program_of(config)
+    if topology is None:
+        _check_devices_are_all(config)
+    program = program_of(config, topology)
     from trainer_core.sharding_table import sharding_table
 
     run, table = program.run, sharding_table(program)
@@ -67,6 +78,23 @@ def explain(config: Config, as_json: bool, plot: Path | None = None) -> None:
         )
     page.line()
     page.rows([("state", _total([row for row in table if row.part != "batch"])), *_whole(table)])
+
+
+def _check_devices_are_all(config: Config) -> None:
+    """This command connects no processes, and so sees the devices of one."""
+    processes = config.table["distributed"].get("processes") or 1
+    dcn = config.table["shard"].get("dcn")
+    given = {
+        "distributed.processes": f"[distributed] processes = {processes}" if processes > 1 else "",
+        "shard.dcn": f"[shard] dcn = {shown(dcn)}" if dcn and max(dcn.values()) > 1 else "",
+    }
+    for key, text in given.items():
+        if text:
+            raise UserError(
+                f"{text}: `trainer explain sharding` connects no processes, and sees the devices "
+                f"of one; name all of them, such as --topology gpu:h100x16 or --topology 2xv5e:4x4",
+                key,
+            )
 
 
 def _mesh(run: Run) -> str:

@@ -7,8 +7,9 @@ from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from trainer_core.cli.parsing import number_at_least
-from trainer_core.cli.settings import add_settings, split
+from trainer_core.cli.settings import add_settings, split, topology_argument
 from trainer_core.cli.waiting import waiting
+from trainer_core.errors import UserError
 from trainer_core.plan.devices import devices_of, prepare
 from trainer_core.plan.topology import parse_topology
 from trainer_core.terminal.output import say
@@ -17,16 +18,13 @@ if TYPE_CHECKING:
     from trainer_core.cli.failures import Context
     from trainer_core.cli.parsing import Parser
 
+_SECONDS = 600.0  # of a search
+
 
 def configure(parser: Parser) -> None:
     """Declare the arguments."""
     add_settings(parser)
-    parser.add_argument(
-        "--topology",
-        metavar="DEVICES",
-        help="plan for these, which need not be there: v5e:4x4, 2xv5e:4x4, gpu:h100x16, cpu:8; "
-        "by default those that are here",
-    )
+    topology_argument(parser, "plan for these")
     parser.add_argument(
         "--search",
         action="store_true",
@@ -36,8 +34,8 @@ def configure(parser: Parser) -> None:
         "--seconds",
         metavar="SECONDS",
         type=number_at_least(0),
-        default=600.0,
-        help="of a search, which begins no other compilation after these; 600 by default",
+        help="of a search, which begins no other compilation after these; "
+        f"{_SECONDS:.0f} by default",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.examples = [
@@ -51,7 +49,9 @@ def configure(parser: Parser) -> None:
 def run(arguments: Namespace, context: Context) -> int:
     """Print the plan, and return 1 where it does not fit."""
     del context
-    topology = parse_topology(arguments.topology) if arguments.topology else None
+    topology = None if arguments.topology is None else parse_topology(arguments.topology)
+    if arguments.seconds is not None and not arguments.search:
+        raise UserError("--seconds is for how long to search; give --search too")
     from trainer_core.cli.reading import say_imports
     from trainer_core.config import load_config
 
@@ -65,7 +65,8 @@ def run(arguments: Namespace, context: Context) -> int:
         from trainer_core.signals import interruptible
 
         variants = Variants(recipe, overrides, devices_of(topology))
-        seconds = arguments.seconds if arguments.search else None
+        limit = _SECONDS if arguments.seconds is None else arguments.seconds
+        seconds = limit if arguments.search else None
         answer = interruptible(lambda: answered(variants, seconds, told))
     if arguments.json:
         from trainer_core.plan.record import as_json

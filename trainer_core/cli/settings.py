@@ -23,6 +23,16 @@ def add_settings(parser: Parser) -> None:
     )
 
 
+def topology_argument(parser: Parser, what: str) -> None:
+    """Declare `--topology`."""
+    parser.add_argument(
+        "--topology",
+        metavar="DEVICES",
+        help=f"{what}, which need not be there: v5e:4x4, 2xv5e:4x4, gpu:h100x16, cpu:8; "
+        "by default those that are here",
+    )
+
+
 def split(settings: Sequence[str]) -> tuple[Path | None, list[str]]:
     """Return the recipe and the overrides among what was typed.
 

@@ -6,11 +6,12 @@ import itertools
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import attrs
 
 from trainer_core.errors import UserError
+from trainer_core.mesh import written
 from trainer_core.plan.estimate import Estimate
 from trainer_core.plan.knobs import mesh_setting
 from trainer_core.plan.planning import Plan, plan_program
@@ -69,8 +70,8 @@ def search(
     # Meshes on which what computes least again fits.
     least = plan.program.run.config["model"].get("remat") in (None, _REMAT[0])
     settled = {mesh_setting(plan.mesh)} if plan.fits and least else set()
-    for mesh, remat in _variants(plan):
-        changes = tuple(filter(None, (mesh, remat)))
+    for mesh, dcn, remat in _variants(plan):
+        changes = tuple(filter(None, (mesh, dcn, remat)))
         if mesh in settled:
             skipped["computes again what fits without"] += 1
         elif time.monotonic() > deadline:
@@ -88,8 +89,8 @@ def search(
     )
 
 
-def _variants(plan: Plan) -> Iterator[tuple[str, str]]:
-    """Each mesh with each remat, as settings, but for those that the plan has.
+def _variants(plan: Plan) -> Iterator[tuple[str, str, str]]:
+    """Each mesh with its dcn and each remat, as settings, but for those that the plan has.
 
     Little of tensor and of data first: tensor exchanges activations in each layer, data keeps
     the state whole.
@@ -100,7 +101,21 @@ def _variants(plan: Plan) -> Iterator[tuple[str, str]]:
     for sizes in _meshes(plan):
         for remat in remats:
             if sizes != plan.mesh or remat != current:
-                yield mesh_setting(sizes), f"model.remat={remat}" if remat else ""
+                dcn = dcn_for(sizes, run.config["shard"].get("dcn", {}))
+                yield mesh_setting(sizes), dcn, f"model.remat={remat}" if remat else ""
+
+
+def dcn_for(sizes: Mapping[str, int], dcn: Mapping[str, int]) -> str:
+    """Return the setting that lets an axis of a mesh cross the slices, as one of another did.
+
+    It is empty where `dcn` fits as it is, or no axis can.
+    """
+    across = {axis: size for axis, size in dcn.items() if size > 1}
+    if all(sizes.get(axis, 1) % size == 0 for axis, size in across.items()):
+        return ""
+    slices = math.prod(across.values())
+    axis = next((axis for axis, size in sizes.items() if size % slices == 0), None)
+    return "" if axis is None else f"shard.dcn={written({**dict.fromkeys(dcn, 1), axis: slices})}"
 
 
 def _meshes(plan: Plan) -> list[dict[str, int]]:
@@ -125,7 +140,9 @@ def _tried(
     """Return a program that is worth compiling, or why it is not."""
     try:
         program = variants.build(*changes)
-    except UserError:
+    except UserError as error:
+        if "shard.dcn" in error.keys:
+            return "[shard] dcn does not fit such a mesh"
         return "the model or the batch does not divide so"
     if available is not None:
         memory = estimate.memory(program)
