@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from trainer_core.cli.parsing import at_least, number_at_least
 from trainer_core.cli.reading import params_argument, read_run
 from trainer_core.cli.text import TEMPERATURE
-from trainer_core.terminal.output import is_terminal
+from trainer_core.terminal.output import is_terminal, say
 from trainer_core.terminal.page import Page
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def run(arguments: Namespace, context: Context) -> int:
     if not program.run.is_main:
         return 0
     if is_terminal():  # whatever a model writes must not act on it
-        begun, added = printable(begun), printable(added)
-    Page().line((begun, "bold"), added)
+        Page().line((printable(begun), "bold"), printable(added))
+    else:
+        say((begun + added).rstrip())
     return 0

@@ -8,6 +8,7 @@ import warnings
 from typing import TextIO
 
 from trainer_core.deprecations import PluginDeprecation
+from trainer_core.terminal.escaped import escaped
 
 
 def say_error(text: str) -> None:
@@ -52,6 +53,7 @@ class _Warnings(logging.Handler):
 
 
 def _say(label: str, style: str, text: str) -> None:
+    text = escaped(text)
     if not sys.stderr.isatty():
         print(f"{label}{text}", file=sys.stderr)
         return

@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
+from trainer_core.terminal.escaped import escaped
 from trainer_core.terminal.output import Stdout, is_terminal, say
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ class Page:
         return min(WIDTH, self._console.width) if self._console is not None else WIDTH
 
     def line(self, *parts: Part) -> None:
-        """Print one line, as it is: it is not wrapped."""
+        """Print one line, as it is: it is not wrapped, and its control characters are escaped."""
+        parts = tuple(_safe(part) for part in parts)
         if self._console is None:
             say("".join(part if isinstance(part, str) else part[0] for part in parts).rstrip())
         else:
@@ -69,8 +71,9 @@ class Page:
             left: columns for a label, by default as many as the longest needs; a longer one
                 stands on a line of its own.
         """
-        column = left if left is not None else max((len(label) for label, _ in rows), default=0) + 2
-        for label, value in rows:
+        safe = [(escaped(label), escaped(value)) for label, value in rows]
+        column = left if left is not None else max((len(label) for label, _ in safe), default=0) + 2
+        for label, value in safe:
             lines = wrapped(value, self.width - indent - column)
             if len(label) > column - 2:
                 self.line(" " * indent, (label, style))
@@ -87,7 +90,7 @@ class Page:
             rows: as many texts in each.
             indent: spaces before each line.
         """
-        listed = [tuple(row) for row in rows]
+        listed = [tuple(map(escaped, row)) for row in rows]
         widths = self.widths([tuple(head), *listed], indent)
         self.cells([(text, "dim") for text in head], widths, indent)
         for row in listed:
@@ -142,6 +145,10 @@ class Page:
             left += width + _GAP
         for parts in lines:
             self.line(*parts)
+
+
+def _safe(part: Part) -> Part:
+    return escaped(part) if isinstance(part, str) else (escaped(part[0]), part[1])
 
 
 def assembled(parts: Iterable[Part]) -> Text:

@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from checkpointed import folder, save, state_at
+from trainer_checkpoint.meta import seal, unseal
 
 from trainer_core.cli import run as trainer
 
@@ -231,3 +232,17 @@ def test_what_holds_no_checkpoint_is_a_mistake(action: str, tmp_path: Path, caps
     assert "holds no checkpoint of a run" in capsys.readouterr().err
     assert trainer(["checkpoint", action, str(tmp_path / "nope")]) == 2
     assert f"{tmp_path / 'nope'} does not exist; give a run" in capsys.readouterr().err
+
+
+def test_no_name_in_a_checkpoint_acts_on_the_terminal(saved: Any, capsys: Any) -> None:
+    acting = "\x1b]0;mine\x07"
+    (saved.directory / "checkpoints" / acting).mkdir()
+    described = folder(saved, 2) / "meta" / "metadata"
+    meta = unseal(described)
+    meta["leaves"][acting] = meta["leaves"]["step"]
+    described.write_text(seal(meta))
+    for action in ("list", "verify"):
+        trainer(["checkpoint", action, str(saved.directory)])
+        printed = capsys.readouterr()
+        assert r"\x1b]0;mine\x07" in printed.out
+        assert "\x1b" not in printed.out + printed.err

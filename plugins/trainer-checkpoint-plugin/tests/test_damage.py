@@ -100,6 +100,7 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a step that is no number": lambda meta: meta.update(step="2"),
     "no finite": lambda meta: meta.pop("finite"),
     "no digest": lambda meta: meta.pop("digest"),
+    "a digest that is none": lambda meta: meta.update(digest="\x1b[2J"),
     "a list of versions": lambda meta: meta.update(versions=[]),
     "a list of tables": lambda meta: meta.update(config=[]),
     "a table that is none": lambda meta: meta["config"].update(plugins=7),
