@@ -102,6 +102,37 @@ def test_the_losses_are_those_of_one_device(mesh: str, microbatches: int, framew
     assert abs(expected[1] - expected[0]) > 1e-3 * expected[0]
 
 
+OPTIMIZERS = {
+    "adafactor": {"transform": "optax:adafactor", "arguments": {"min_dim_size_to_factor": 4}},
+    "masked": {"transform": "optimizers:masked_decay"},
+}
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_step_of_any_optimizer_spread_by_zero1_is_that_of_one_device(
+    optimizer: str, framework: str
+) -> None:
+    tables = {
+        "optimizer": {"use": "optax", **OPTIMIZERS[optimizer]},
+        "schedule": {"learning_rate": 0.003},
+        "model": {"dropout": 0.0},
+    }
+    mesh = {"data": 2, "fsdp": 4}
+    spread = on(mesh, framework, shard={"mesh": mesh, "optimizer_state": "zero1"}, **tables)
+    over_data = [
+        leaf
+        for leaf in jax.tree.leaves(spread.program.shardings.state.opt_state)
+        if "data" in str(leaf.spec)
+    ]
+    assert over_data
+    _, found = trained(spread)
+    _, expected = trained_on_one(framework, json.dumps(tables))
+    # Both divide a gradient by its own size: a rounding of it moves the loss by no more than SGD's.
+    assert found[:2] == pytest.approx(expected[:2], rel=2 * REASSOCIATION)
+    assert abs(expected[1] - expected[0]) > 100 * REASSOCIATION * expected[0]
+
+
 @pytest.mark.long
 def test_many_arrays_on_many_devices_are_saved_and_gone_on_with(tmp_path: Path) -> None:
     """Digests are a program each, whose collectives once waited for each other's threads."""
@@ -265,6 +296,27 @@ def test_what_has_no_order_is_found() -> None:
     rows = jax.NamedSharding(mesh, jax.P(None, "data"))
     text = jax.jit(summed, in_shardings=(rows, spread)).lower(*given).compile().as_text()
     assert len(unordered(text)) == 1
+
+
+def test_beside_fsdp_less_crosses_the_data_axis() -> None:
+    mesh = '{"data": 2, "fsdp": 4}'
+    each, once = gradient_on(mesh), gradient_on(mesh, reduce="once")
+    assert_same_gradient(once, each)
+
+    def across(cost: Cost) -> float:
+        """Bytes that a device sends where some of a group are of the other four."""
+        return sum(one.sent for one in cost.exchanges if len({at // 4 for at in one.group}) == 2)
+
+    # A part of each gradient, and a few numbers more, crosses four times, or once.
+    assert 0 < across(once.cost) < across(each.cost) / 2
+
+
+def test_microbatches_gather_no_more_than_each_of_them_would_alone() -> None:
+    mesh = '{"data": 1, "fsdp": 8}'
+    four, one = (gradient_on(mesh, microbatches=count).cost.by_kind for count in (4, 1))
+    assert 0 < four["all-gather"].count <= 4 * one["all-gather"].count
+    assert four["all-gather"].bytes <= 4 * one["all-gather"].bytes
+    assert set(four) <= set(one)
 
 
 def test_the_sum_of_gradients_can_lie_over_the_data_axis_too() -> None:

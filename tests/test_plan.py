@@ -21,6 +21,7 @@ from trainer_core.decoder import DecoderConfig
 from trainer_core.plan.cost import Cost, Exchange, cost_of
 from trainer_core.plan.estimate import Estimate
 from trainer_core.plan.flops import forward_products, products_of
+from trainer_core.plan.hlo import group_of
 from trainer_core.plan.knobs import knobs
 from trainer_core.plan.memory import memory_of
 from trainer_core.plan.planning import Plan, plan_program, plan_step
@@ -320,6 +321,25 @@ def test_a_search_says_where_the_slices_do_not_fit(quick_compiles: None) -> None
     plan = Variants(None, overrides, jax.devices()[:2]).plan()
     across = Variants(None, [*overrides, "shard.dcn={data=2}"], jax.devices()[:2])
     assert search(plan, across, 60).skipped == {"[shard] dcn does not fit such a mesh": 2}
+
+
+@pytest.mark.parametrize(
+    ("written", "group"),
+    [
+        ("{{0,2},{1,3}}", (0, 2)),
+        ("[4,2]<=[8]", (0, 1)),
+        ("[2,4]<=[4,2]T(1,0)", (0, 2, 4, 6)),
+        ("mesh['a'=2,'b'=4] {'b'}", (0, 1, 2, 3)),
+        ("mesh['a'=2,'b'=4] {'a'}", (0, 4)),
+        ("mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}", (0, 1, 2, 3)),
+        ("mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}", (0, 4)),
+        ("{}", tuple(range(8))),
+    ],
+)
+def test_the_devices_of_a_collective_are_read_however_they_are_written(
+    written: str, group: tuple[int, ...]
+) -> None:
+    assert group_of(f"channel_id=1, replica_groups={written}, dimensions={{0}}", 8) == group
 
 
 # ------------------------------------------------------------------ programs of other compilers

@@ -19,6 +19,7 @@ from packaging.version import Version
 from programs import Parts, assert_bitwise_equal, build, host, recipe
 
 from trainer_core import UserError, hookimpl, plugin
+from trainer_core.axes import also_over
 from trainer_core.config import load_config
 from trainer_core.defaults.shard import Rules, derived_shardings
 from trainer_core.fitting import check_shardings
@@ -200,13 +201,23 @@ LAID = {
 }
 
 
+# Where the parameters lie on two mesh axes of 4 and 2 devices, and over which of these zero1 also
+# spreads the optimizer's state.
+PLACES: dict[str, tuple[tuple[str | None, ...], tuple[str, ...]]] = {
+    "as parameters": (("first", "second"), ()),
+    "zero1 beside fsdp": (("first", None), ("second",)),
+    "zero1 alone": ((None, None), ("first", "second")),
+}
+
+
 @pytest.mark.eight_devices
-def test_the_state_of_every_transformation_of_optax_is_spread() -> None:
-    mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
-    kernel = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
+@pytest.mark.parametrize("place", PLACES)
+def test_the_state_of_every_transformation_of_optax_is_spread(place: str) -> None:
+    mesh = jax.make_mesh((4, 2), ("first", "second"), axis_types=(AxisType.Auto,) * 2)
+    axes, replicas = PLACES[place]
     lies = {
-        "layers": {"kernel": NamedSharding(mesh, PartitionSpec(None, "fsdp", "tensor"))},
-        "kernel": kernel,
+        "layers": {"kernel": NamedSharding(mesh, PartitionSpec(None, *axes))},
+        "kernel": NamedSharding(mesh, PartitionSpec(*axes)),
     }
     made = transformations()
     assert len(made) >= 48
@@ -220,7 +231,7 @@ def test_the_state_of_every_transformation_of_optax_is_spread() -> None:
         whole = held = 0
         for leaf, where in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
             whole += leaf.size
-            held += math.prod(where.shard_shape(leaf.shape))
+            held += math.prod(also_over(leaf.shape, where, replicas).shard_shape(leaf.shape))
         # An eighth of what is large. GaLore's projections belong to no axis of a parameter, and
         # SM3 keeps a number a row, which a column's devices share.
         most = {"galore": 0.4, "scale_by_galore": 0.4, "sm3": 0.16, "scale_by_sm3": 0.16}

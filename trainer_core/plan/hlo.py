@@ -7,6 +7,7 @@ import re
 
 import attrs
 import numpy as np
+from numpy.typing import NDArray
 
 _BITS = re.compile(r"(?:pred|(?:[a-z]+?)(\d+)\w*)$")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
@@ -61,25 +62,34 @@ def computations(text: str) -> dict[str, list[Instruction]]:
     return found
 
 
+_TURNED = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
+
+
 def group_of(attributes: str, devices: int) -> tuple[int, ...]:
     """Return the first group of devices: listed, an iota that is reshaped, or axes of a mesh."""
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return tuple(map(int, listed[1].split(",")))
-    if iota := re.search(
-        r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
+    if iota := re.search(rf"replica_groups=\[([\d,]+)\]<={_TURNED}", attributes):
+        groups = [int(number) for number in iota[1].split(",")]
+        return tuple(_turned(iota[2], iota[3]).reshape(groups)[0].tolist())
+    if mesh := re.search(
+        rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({_TURNED}\))? \{{([^}}]*)\}}",
+        attributes,
     ):
-        groups, sizes, order = (
-            [int(number) for number in text.split(",")] if text else None for text in iota.groups()
-        )
-        ids = np.arange(math.prod(sizes or ())).reshape(sizes)
-        return tuple(ids.transpose(order).reshape(groups)[0].tolist())
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
         named = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
-        inside = set(re.findall(r"'(\w+)'", mesh[2]))
-        ids = np.arange(math.prod(named.values())).reshape(tuple(named.values()))
+        inside = set(re.findall(r"'(\w+)'", mesh[4]))
+        ids = _turned(mesh[2] or str(math.prod(named.values())), mesh[3])
+        ids = ids.reshape(tuple(named.values()))
         first = tuple(slice(None) if name in inside else 0 for name in named)
         return tuple(ids[first].flatten().tolist())
     return tuple(range(devices))
+
+
+def _turned(sizes: str, order: str | None) -> NDArray[np.int64]:
+    """All devices, flat, where `[2,4]T(1,0)` is an array of their numbers with its axes turned."""
+    shape = [int(size) for size in sizes.split(",")]
+    ids = np.arange(math.prod(shape)).reshape(shape)
+    return ids.transpose([int(axis) for axis in order.split(",")] if order else None).flatten()
 
 
 @attrs.frozen
