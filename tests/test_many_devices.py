@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command import PERCEPTRON
 from decoders import FRAMEWORKS, SMALL
 from order import unordered
 from programs import Parts, assert_bitwise_equal, build, host, recipe
 
-from trainer_core import UserError
+from trainer_core import UserError, cli
 from trainer_core.decoder import DecoderConfig
 from trainer_core.plan.cost import Cost, cost_of
 from trainer_core.plan.memory import drawing_bytes
@@ -149,6 +150,23 @@ def test_many_arrays_on_many_devices_are_saved_and_gone_on_with(tmp_path: Path) 
 
     run(2)
     assert run(4).resumed_from == 2
+
+
+def test_a_run_that_goes_on_with_another_mesh_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["train", *PERCEPTRON, f"run.directory={tmp_path / 'run'}", "run.eval_every=0"]
+    run += ["schedule.use=constant", "schedule.warmup=0"]
+    first, second = "shard.mesh={data=1, fsdp=8}", "shard.mesh={data=2, fsdp=4}"
+    assert cli.run([*run, first, "run.steps=1", "--quiet"]) == 0
+    assert cli.run([*run, second, "run.steps=2"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "from the checkpoint of step 1, made on 8 x CPU, mesh fsdp 8" in shown
+    assert cli.run([*run, first, "run.steps=3", "--json"]) == 0
+    done = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert done["resumed_from"] == 2
+    assert done["devices"] == "8 x CPU, mesh fsdp 8"
+    assert done["devices_before"] == "8 x CPU, mesh data 2 x fsdp 4"
 
 
 LARGE = {"width": 64, "mlp": 512, "vocab": 512, "layers": 8}

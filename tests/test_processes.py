@@ -64,6 +64,24 @@ class Full:
     def seal(self, value):
         raise OSError(errno.ENOSPC, "No space left on device")
 """
+# All decide together, with values of their own, and one comes late.
+ASKING = """
+import json, time
+from trainer_core import hookimpl, plugin
+
+@plugin
+class Asking:
+    @hookimpl
+    def report(self, run, step):
+        if step != 1:
+            return
+        if run.process == 1:
+            time.sleep(0.5)
+        found = [run.agree({"from": run.process, "round": count}) for count in range(3)]
+        some = run.gather(10 * run.process or None)
+        found += [run.agree(None), sorted(some.items()), run.agree(str(run.process))]
+        open(f"asked-{run.process}", "w").write(json.dumps(found))
+"""
 # Held-out data that one process cannot read.
 BROKEN = """
 from models import Examples
@@ -326,6 +344,23 @@ def test_a_run_for_programs_prints_nothing_but_json(tmp_path: Path) -> None:
     assert all(json.loads(line) for line in processes[0].out.splitlines())
     assert processes[1].out == ""
     assert "[Gloo]" in processes[1].err  # what would stand there
+
+
+def test_what_processes_decide_together_is_what_process_0_says_in_the_order_of_the_questions(
+    tmp_path: Path,
+) -> None:
+    folder = filled(tmp_path)
+    (folder / "asking.py").write_text(ASKING)
+    settings = ["run.steps=1", "run.eval_every=0", "data.batch_size=12", "checkpoint.use=none"]
+    assert_done(
+        together(3, *EXAMPLES, *settings, "plugins.asking.use=asking:Asking", folder=folder)
+    )
+    agreed = [{"from": 0, "round": count} for count in range(3)]
+    # Process 0 gave nothing to the fourth.
+    wanted = [*agreed, None, [[1, 10], [2, 20]], "0"]
+    assert [json.loads((folder / f"asked-{index}").read_text()) for index in range(3)] == [
+        wanted
+    ] * 3
 
 
 # ------------------------------------------------------------------ ended together

@@ -45,7 +45,8 @@ def show(config: Config, result: Result, settings: list[str]) -> None:
 
 def as_json(config: Config, result: Result) -> str:
     """Return the last line of `--json`."""
-    metrics = result.metrics or (_last_metrics(result) if result.program is not None else {})
+    run = None if result.program is None else result.program.run
+    metrics = result.metrics or ({} if run is None else _last_metrics(result))
     return json.dumps(
         {
             "event": "done",
@@ -53,6 +54,8 @@ def as_json(config: Config, result: Result) -> str:
             "step": result.step,
             "steps": config.run.steps,
             "resumed_from": result.resumed_from,
+            "devices": run and run.devices,
+            "devices_before": run and run.devices_before,
             "stopped": result.stopped,
             "metrics": json_metrics(dict(metrics)),
         }
