@@ -208,6 +208,23 @@ def test_a_place_that_cannot_be_written_to_fails_the_run(tmp_path: Path) -> None
         save(run, state_at(1, run.mesh))
 
 
+def test_where_no_folder_can_be_made_nothing_is_left_waiting_for_it(run: Run) -> None:
+    """Threads of Orbax did, for minutes, and the end of the process for them."""
+    directory = run.directory / "checkpoints"
+    save(run, state_at(1, run.mesh))
+    before = threading.enumerate()
+    plugin = Orbax()
+    plugin.save(run, 2, state_at(2, run.mesh), Data())
+    plugin._writer.wait()
+    directory.rename(run.directory / "moved")
+    directory.write_text("a file")
+    with pytest.raises(RunError, match="step 3 cannot be written"):
+        plugin.save(run, 3, state_at(3, run.mesh), Data())
+    plugin.close(run, None)
+    left = [type(each).__name__ for each in threading.enumerate() if each not in before]
+    assert "_SignalingThread" not in left
+
+
 TRAIN = """
 import sys
 from pathlib import Path

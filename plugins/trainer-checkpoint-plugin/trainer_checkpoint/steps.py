@@ -58,6 +58,19 @@ def clean(directory: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def check_writable(directory: Path) -> None:
+    """Make a folder in a folder of checkpoints, and remove it.
+
+    Where Orbax cannot make one, threads of it wait for it for minutes, and the process with them.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    probe = directory / f"probe{_UNFINISHED}"
+    probe.mkdir(exist_ok=True)
+    probe.rmdir()
+
+
 def discard_unfinished(directory: Path, step: int) -> None:
     """Delete what a failed save left behind, so that a full disk gets its room back.
 

@@ -93,6 +93,8 @@ class Writer:
         self._step = step
         begun = threading.Event()
         try:
+            if self._is_main:
+                folders.check_writable(self._directory)
             with ExitStack() as end:
                 end.callback(begun.set)  # after an error too: threads wait for it
                 self._checkpointer.save(
