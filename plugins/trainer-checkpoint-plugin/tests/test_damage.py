@@ -374,17 +374,11 @@ def zeroed(content: bytes, chance: random.Random) -> bytes:
 FUZZED = {"a flipped bit": flipped, "cut off": cut, "a page of zeros": zeroed}
 
 
-@pytest.mark.parametrize(
-    ("how", "offsets"),
-    [
-        pytest.param("a flipped bit", 1),
-        *(pytest.param(how, 4, marks=pytest.mark.long) for how in FUZZED),
-    ],
-)
-def test_damage_anywhere_is_found_or_harmless(
-    how: str, offsets: int, run: Run, record_property: Any
-) -> None:
-    """Every file, at many offsets: what is restored is what was saved, or nothing is."""
+def tally(run: Run, how: str, offsets: int) -> tuple[int, int]:
+    """Damage every file of a checkpoint at so many offsets; return how often it was found, and not.
+
+    Where it is not, what is restored is what was saved.
+    """
     state = state_at(1, run.mesh)
     save(run, state)
     chance = random.Random(how)
@@ -402,6 +396,21 @@ def test_damage_anywhere_is_found_or_harmless(
                 assert bits(restored) == bits(state), name
                 harmless += 1
         path.write_bytes(content)
+    return found, harmless
+
+
+@pytest.mark.parametrize(
+    ("how", "offsets"),
+    [
+        pytest.param("a flipped bit", 1),
+        *(pytest.param(how, 4, marks=pytest.mark.long) for how in FUZZED),
+    ],
+)
+def test_damage_anywhere_is_found_or_harmless(
+    how: str, offsets: int, run: Run, record_property: Any
+) -> None:
+    """Every file, at many offsets: what is restored is what was saved, or nothing is."""
+    found, harmless = tally(run, how, offsets)
     record_property("found", found)
     record_property("harmless", harmless)
     assert found > 0  # and files that other files repeat are harmless
