@@ -179,7 +179,7 @@ def test_a_name_of_a_package_that_is_not_installed_says_what_to_install(
         (
             'shard.overrides={"layers/mlp/*"="fsdp"}',
             "a table whose values are each a table whose values are each a string or a list, each "
-            'a string, such as {"layers/mlp/*" = {NAME = "fsdp"}}',
+            'a string, such as {"layers/mlp/*" = {embed = "fsdp"}}',
         ),
         ("shard.mesh=[8]", "a table whose values are each a whole number"),
         (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import tomllib
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -176,7 +177,7 @@ def _convert(
     except Exception as error:
         note = "" if _expected(wanted) else f": {'; '.join(cattrs.transform_error(error))}"
         expected = _expected(wanted) or "another value"
-        quote = _quoting_hint(f"{title.strip('[]')}.{field.name}", value, wanted)
+        quote = _quoting_hint(f"{title.strip('[]')}.{field.name}", value, field)
         raise UserError(
             f"{title} {field.name} = {shown(value)} ({place(field.name)}): "
             f"expected {expected}{quote}{note}"
@@ -228,7 +229,8 @@ def _default(field: attrs.Attribute[Any]) -> Any:
     return None if default.takes_self else factory()
 
 
-def _quoting_hint(key: str, value: Any, wanted: Any) -> str:
+def _quoting_hint(key: str, value: Any, field: attrs.Attribute[Any]) -> str:
+    wanted = field.type
     is_table = get_origin(wanted) is dict
     if isinstance(value, (int, float)) and str in _alternatives(wanted):
         return f""", in quotes: '"{value}"'"""
@@ -237,19 +239,33 @@ def _quoting_hint(key: str, value: Any, wanted: Any) -> str:
     if isinstance(value, str) and "=" in value and is_table:
         # Of key={a=1,b=2} bash makes two arguments: key=a=1 and key=b=2.
         return f"; a shell takes braces apart that are not in quotes: '{key}={{{value}, ...}}'"
-    if is_table and _fits(table := _deepened(value, wanted), wanted):
+    table = _deepened(value, wanted, _example(field.metadata.get("help", "")))
+    if is_table and _fits(table, wanted):
         return f", such as {shown(table)}"
     return ""
 
 
-def _deepened(value: Any, wanted: Any) -> Any:
-    """A value, with a table around each part of it that should have stood in one."""
+def _deepened(value: Any, wanted: Any, example: Any) -> Any:
+    """A value, with a table around each part of it that should have stood in one.
+
+    Its names are those of an example.
+    """
     if get_origin(wanted) is not dict or len(get_args(wanted)) != 2:
         return value
     inner = get_args(wanted)[1]
+    name, below = next(iter(example.items())) if isinstance(example, Mapping) else ("NAME", None)
     if not isinstance(value, Mapping):
-        return {"NAME": _deepened(value, inner)}
-    return {key: _deepened(each, inner) for key, each in value.items()}
+        return {name: _deepened(value, inner, below)}
+    return {key: _deepened(each, inner, below) for key, each in value.items()}
+
+
+def _example(help: str) -> Any:
+    """The table that the help of a setting ends with; None where there is none."""
+    found = re.search(r"\{.*\}$", help)
+    try:
+        return tomllib.loads(f"value = {found[0]}")["value"] or None if found else None
+    except tomllib.TOMLDecodeError:
+        return None
 
 
 def _key(key: str) -> str:
