@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.interpreters import partial_eval
 from jax.sharding import Mesh, PartitionSpec
 
@@ -129,7 +128,7 @@ def _weights(model: Model, params: Params, buffers: Buffers, parts: Any, keys: j
         # They depend on the batch alone, of which all parts are there: devices tell each other
         # one sum, and not one a part. Nor do they so in a loop, beside what else they tell: XLA
         # for CPUs leaves the order of the two open, and processes would wait for each other.
-        found = jax.vmap(jaxpr_as_fun(ClosedJaxpr(jaxpr, closed.consts)))(*rows)
+        found = jax.vmap(functools.partial(jax.core.eval_jaxpr, jaxpr, closed.consts))(*rows)
         weights = jax.tree.unflatten(jax.tree.structure(form), found)
     return jax.tree.map(lambda each: jnp.sum(each, axis=0), weights)
 
