@@ -10,7 +10,10 @@ from command import PERCEPTRON, trainer
 RUN = ["train", *PERCEPTRON, "run.steps=2", "run.eval_every=0", "checkpoint.use=none"]
 
 
-@pytest.mark.parametrize("part", [0.0, 0.5], ids=["empty", "truncated"])
+@pytest.mark.parametrize(
+    "part",
+    [pytest.param(0.0, marks=pytest.mark.long, id="empty"), pytest.param(0.5, id="truncated")],
+)
 def test_a_torn_entry_is_written_anew_and_the_next_run_is_quiet(
     part: float, tmp_path: Path
 ) -> None:

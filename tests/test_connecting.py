@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import threading
@@ -179,6 +180,10 @@ def test_a_line_that_never_ends_does_not_fill_the_memory() -> None:
     streaming.join()
 
 
+class HardEnd(BaseException):
+    """The process would have ended here."""
+
+
 @pytest.fixture
 def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Wire, int], list[str]]:
     """Return a function that lets a process listen to one other, and gives why it would end."""
@@ -194,9 +199,15 @@ def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Wire, i
             said.extend(errors)
             found.end()
             wire.close()
+            raise HardEnd
 
         monkeypatch.setattr(connecting, "end_hard", end_hard)
-        looking = threading.Thread(target=found.look)
+
+        def look() -> None:
+            with contextlib.suppress(HardEnd):
+                found.look()
+
+        looking = threading.Thread(target=look)
         looking.start()
         looking.join(60)
         return said

@@ -109,8 +109,15 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("optimizer", "framework"),
+    [
+        ("adafactor", "nnx"),
+        pytest.param("adafactor", "linen", marks=pytest.mark.long),
+        pytest.param("masked", "nnx", marks=pytest.mark.long),
+        pytest.param("masked", "linen", marks=pytest.mark.long),
+    ],
+)
 def test_a_step_of_any_optimizer_spread_by_zero1_is_that_of_one_device(
     optimizer: str, framework: str
 ) -> None:
@@ -208,7 +215,14 @@ def test_no_device_ever_holds_more_than_its_share_of_the_initial_state(
     assert min(held.values()) == share
 
 
-@pytest.mark.parametrize("model", [{}, {"scan": False}, {"param_dtype": "bfloat16"}])
+@pytest.mark.parametrize(
+    "model",
+    [
+        {},
+        pytest.param({"scan": False}, marks=pytest.mark.long),
+        pytest.param({"param_dtype": "bfloat16"}, marks=pytest.mark.long),
+    ],
+)
 def test_what_is_drawn_in_turn_has_the_bits_of_what_is_drawn_alone(model: dict[str, Any]) -> None:
     parts = on(MESHES["all three"], model={"width": 64, **model})
     config = DecoderConfig(**{**SMALL, "width": 64, **model})
@@ -316,6 +330,7 @@ def test_what_has_no_order_is_found() -> None:
     assert len(unordered(text)) == 1
 
 
+@pytest.mark.long
 def test_beside_fsdp_less_crosses_the_data_axis() -> None:
     mesh = '{"data": 2, "fsdp": 4}'
     each, once = gradient_on(mesh), gradient_on(mesh, reduce="once")
@@ -329,6 +344,7 @@ def test_beside_fsdp_less_crosses_the_data_axis() -> None:
     assert 0 < across(once.cost) < across(each.cost) / 2
 
 
+@pytest.mark.long
 def test_microbatches_gather_no_more_than_each_of_them_would_alone() -> None:
     mesh = '{"data": 1, "fsdp": 8}'
     four, one = (gradient_on(mesh, microbatches=count).cost.by_kind for count in (4, 1))

@@ -52,6 +52,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["chattr", "-R", "-i", tmp_path], check=True)
 
 
+@pytest.mark.long
 def test_a_run_whose_directory_becomes_read_only_ends_and_goes_on_later(folder: Path) -> None:
     done = trainer(*SETTINGS, "plugins.readonly={use='readonly:ReadOnly', at=3}", folder=folder)
     assert done.returncode == 1
