@@ -36,7 +36,6 @@ def test_a_run_that_is_killed_again_and_again_ends_as_the_unbroken_one(
         if len(kills) >= KILLS[name]:
             break
     assert len(kills) >= KILLS[name]
-    assert len({each.phase for each in kills}) >= 4  # not always in the same place
 
 
 PHASES = ("building", "restoring", "compiling", "initialising")
@@ -45,6 +44,7 @@ LATER = ("training", "evaluating", "saving", "restoring", "compiling", "closing"
 
 @pytest.mark.long
 def test_a_run_that_is_killed_in_each_phase_ends_as_the_unbroken_one(tmp_path: Path) -> None:
+    """Where chance leads depends on how fast a machine is."""
     case = Case((*RUN, "run.steps=20"))
     unbroken(case, tmp_path / "unbroken")
     killed_run = tmp_path / "killed"
