@@ -15,6 +15,8 @@ from trainer_core.kinds import Kind
 from trainer_core.randomness import fold_each, key_after
 from trainer_core.types import Axis, ParamInfo, Params
 
+# In older ones XLA for CPUs rounds the values otherwise on a mesh, where they are looked at, too.
+_IN_TURN = jax.__version_info__ >= (0, 10)
 _VOCAB_IN, _VOCAB_OUT = Axis("vocab", "in"), Axis("vocab", "out")
 _EMBED_IN, _EMBED_OUT = Axis("embed", "in"), Axis("embed", "out")
 _MLP_IN, _MLP_OUT = Axis("mlp", "in"), Axis("mlp", "out")
@@ -79,7 +81,8 @@ def initialize(config: DecoderConfig, key: jax.Array) -> Params:
             value = jnp.ones(weight.shape, config.param_dtype)
         else:
             # One after the other: the bits of all at once would take several times the values.
-            own_key = own_key if drawn is None else key_after(own_key, drawn)
+            if drawn is not None and _IN_TURN:
+                own_key = key_after(own_key, drawn)
             normal = jax.random.normal(own_key, weight.shape, jnp.float32) * weight.std
             value = drawn = normal.astype(config.param_dtype)
         if weight.stacked and not config.scan:
