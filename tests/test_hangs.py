@@ -262,9 +262,14 @@ class Result:
     """Stands in for an array that a device computes."""
 
     def __init__(self) -> None:
-        self.is_there = False
+        self.is_there = self.is_given_away = False
+
+    def is_deleted(self) -> bool:
+        return self.is_given_away
 
     def is_ready(self) -> bool:
+        if self.is_given_away:
+            raise RuntimeError("Array has been deleted.")
         return self.is_there
 
 
@@ -287,9 +292,13 @@ def test_devices_that_finish_something_do_not_stand_still(tmp_path: Path) -> Non
         assert look(PATIENCE - 1) == []
         step.is_there = True
         assert look(1) == []
-    assert (
-        look(2 * PATIENCE) == []
-    )  # with nothing to do, it waits for its host: for data, it may be
+    # With nothing to do, it waits for its host: for data, it may be.
+    assert look(2 * PATIENCE) == []
+    given_away = Result()
+    with watching.giving() as note:
+        note(given_away)
+    given_away.is_given_away = True  # to the next step
+    assert look(2 * PATIENCE) == []
     with watching.giving():
         (found,) = look(PATIENCE)  # nor is a device there to take more
     assert found.text.startswith("all processes stand still")

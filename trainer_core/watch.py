@@ -36,6 +36,11 @@ _AT_WORK = 0.3  # of one processor; above it, a process does not stand still, bu
 _IN_STEP = ("training", "evaluating")
 
 
+def _is_done(result: Any) -> bool:
+    """Whether a device has computed an array, or it was given to a call whose result is noted."""
+    return bool(result.is_deleted() or result.is_ready())
+
+
 def patience(timeout: float) -> int:
     """Return how many signs may be missing, so that all end within a timeout."""
     return max(_LEAST, int(max(timeout - _SPARE, timeout / 2) / LOOK))
@@ -217,7 +222,7 @@ class Watch:
 
     def _give(self, used: float) -> None:
         computes, has_moved = bool(self._given) or self._is_giving, used > _AT_WORK * LOOK
-        while self._given and self._given[0].is_ready():
+        while self._given and _is_done(self._given[0]):
             self._given.popleft()
             has_moved = True
         with self._lock:
