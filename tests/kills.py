@@ -118,7 +118,8 @@ def killed(case: Case, folder: Path, chance: random.Random, longest: float) -> I
         if codes == [0] * len(codes):
             return
         place = folder / "phase-0"
-        yield Kill(place.read_text() if place.exists() else "starting", _half_done(folder))
+        phase = place.read_text() if place.exists() else "starting"
+        yield Kill(phase or "between two", _half_done(folder))
         # A process that is closing may end well beside one that is killed; none of them may say
         # that its config is wrong, but where one is missing when they meet.
         for index, code in enumerate(codes):

@@ -10,13 +10,17 @@ from trainer_core.terminal.errors import say_error, show_warnings
 from trainer_core.terminal.page import Page, terminal_console
 
 
-def test_a_warning_of_a_plugin_is_one_line_on_stderr(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warnings are printed as a command does it."""
     logger = logging.getLogger("trainer_core")
     monkeypatch.setattr(logger, "handlers", [])
     monkeypatch.setattr(logger, "propagate", True)
     show_warnings()
+
+
+@pytest.mark.usefixtures("shown")
+def test_a_warning_of_a_plugin_is_one_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     logging.getLogger("trainer_core.some_plugin").warning("two of %d", 3)
     logging.getLogger("trainer_core.some_plugin").info("not this")
     assert capsys.readouterr() == ("", "warning: two of 3\n")
@@ -26,13 +30,10 @@ ACTING = "\x1b]0;mine\x07 \x9b2J \x7f \r\u202e"
 WRITTEN = r"\x1b]0;mine\x07 \x9b2J \x7f \r\u202e"
 
 
+@pytest.mark.usefixtures("shown")
 def test_nothing_in_an_error_or_a_warning_acts_on_the_terminal(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    logger = logging.getLogger("trainer_core")
-    monkeypatch.setattr(logger, "handlers", [])
-    monkeypatch.setattr(logger, "propagate", True)
-    show_warnings()
     logging.getLogger("trainer_core.some_plugin").warning("of %s", ACTING)
     say_error(f"no {ACTING}\n\tbut this")
     said = capsys.readouterr().err

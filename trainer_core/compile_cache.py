@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 logger = logging.getLogger("trainer_core")
 _UNREADABLE = "Error reading persistent compilation cache entry"
@@ -39,19 +39,12 @@ def without_torn_entries() -> Iterator[None]:
     """
     as_before = warnings.showwarning
 
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
+    def show(message: Warning | str, *rest: Any, **named: Any) -> None:
         removed = _remove(_key()) if str(message).startswith(_UNREADABLE) else []
         if removed:
             logger.warning("this entry of the compile cache was torn, and is deleted: %s", *removed)
         else:
-            as_before(message, category, filename, lineno, file, line)
+            as_before(message, *rest, **named)
 
     warnings.showwarning = show
     try:

@@ -117,8 +117,8 @@ def _weights(model: Model, params: Params, buffers: Buffers, parts: Any, keys: j
         terms, _ = model.terms(params, buffers, part, key, True)
         return {name: term.weight for name, term in terms.items()}
 
-    first = jax.tree.map(lambda each: each[0], (parts, keys))
-    closed, form = jax.make_jaxpr(weigh, return_shape=True)(first[0], params, buffers, first[1])
+    part, key = jax.tree.map(lambda each: each[0], (parts, keys))
+    closed, form = jax.make_jaxpr(weigh, return_shape=True)(part, params, buffers, key)
     rows = jax.tree.leaves(parts)
     keep = [index < len(rows) for index in range(len(closed.jaxpr.invars))]
     jaxpr, used = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), keep)
