@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from trainer_checkpoint.digest import Check, begin_checks, checks
+from trainer_checkpoint.digest import Check, _check, begin_checks, checks
 
 DTYPES = [
     "float32",
@@ -101,6 +101,15 @@ def test_it_says_whether_all_is_finite(dtype: str) -> None:
 
 def test_integers_are_finite() -> None:
     assert check(jnp.arange(3)).is_finite
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32"])
+def test_an_array_is_read_once_and_nothing_is_written_down_on_the_way(dtype: str) -> None:
+    array = values(dtype, (512, 1024))
+    program = _check.lower(array, may_be_infinite=False).compile()
+    # XLA counts the bytes of what its loops read and write: here the array, and the two results.
+    assert program.cost_analysis()["bytes accessed"] < 1.001 * array.nbytes
+    assert program.memory_analysis().temp_size_in_bytes < 0.001 * array.nbytes
 
 
 def test_it_is_of_what_the_arrays_held_before_they_were_donated() -> None:

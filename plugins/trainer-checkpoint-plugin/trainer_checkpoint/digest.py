@@ -125,16 +125,31 @@ def _compile(kinds: Mapping[Any, jax.Array]) -> None:
 
 @partial(jax.jit, static_argnames="may_be_infinite")
 def _check(array: jax.Array, *, may_be_infinite: bool) -> tuple[jax.Array, jax.Array]:
-    words = _words(array)
-    digest = jnp.sum(_mix(words ^ _mix(_positions(words.shape))), dtype=jnp.uint32)
-    return digest, _is_finite(array, may_be_infinite)
+    parts = _parts(array)
+    words = _words(parts)
+    mixed = _mix(words ^ _mix(_positions(words.shape)))
+    fine = jnp.broadcast_to(_fine(parts, may_be_infinite, words.ndim), words.shape)
+    # One reduction to both: XLA for CPUs reads the array once, in one loop on all cores, which
+    # takes a quarter to a twentieth of the time of two.
+    digest, is_finite = jax.lax.reduce(
+        (mixed, fine),
+        (jnp.uint32(0), jnp.array(True)),
+        lambda one, other: (one[0] + other[0], one[1] & other[1]),
+        tuple(range(words.ndim)),
+    )
+    return digest, is_finite
+
+
+def _parts(array: jax.Array) -> jax.Array:
+    """The two parts of complex numbers on a last axis."""
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        return jnp.stack([array.real, array.imag], axis=-1)
+    return array
 
 
 def _words(array: jax.Array) -> jax.Array:
     if array.dtype == jnp.bool_:
         return array.astype(jnp.uint32)
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        array = jnp.stack([array.real, array.imag], axis=-1)
     bits = _bits(array.dtype)
     if bits >= 32:
         return jax.lax.bitcast_convert_type(array, jnp.uint32)  # 64 bits: one more axis, of 2
@@ -160,13 +175,13 @@ def _mix(word: jax.Array) -> jax.Array:
     return word ^ (word >> 16)
 
 
-def _is_finite(array: jax.Array, may_be_infinite: bool) -> jax.Array:
+def _fine(array: jax.Array, may_be_infinite: bool, axes: int) -> jax.Array:
+    """Whether each value is, with as many axes as the words have."""
     if not jnp.issubdtype(array.dtype, jnp.inexact):
-        return jnp.array(True)
-    if may_be_infinite:
-        return ~jnp.any(jnp.isnan(array))
+        return jnp.full((1,) * axes, True)
     values = array.astype(jnp.float32) if _bits(array.dtype) < 32 else array
-    return jnp.sum(values * 0) == 0  # half the time of `isfinite` beside the sum of words
+    fine = ~jnp.isnan(values) if may_be_infinite else jnp.isfinite(values)
+    return fine.reshape(fine.shape + (1,) * (axes - fine.ndim))
 
 
 def _bits(dtype: Any) -> int:
