@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -84,6 +85,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "for all such tests of a session. Fixtures are set up in both.",
     )
     config.stash[_child] = None
+    config.pluginmanager.register(_Frozen())  # for the tests of plugins too, unlike what is here
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -119,6 +121,26 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     child = session.config.stash[_child]
     if child is not None:
         child.end()
+
+
+class _Frozen:
+    """Keeps what is there for good, such as every import, out of the garbage collector's way.
+
+    Whoever collects, as a checkpoint that cannot be read does, would go through all of it again.
+    """
+
+    def pytest_collection_finish(self) -> None:
+        self._freeze()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_teardown(self, item: pytest.Item, nextitem: pytest.Item | None) -> Any:
+        yield
+        if nextitem is None or nextitem.path != item.path:
+            self._freeze()
+
+    def _freeze(self) -> None:
+        gc.collect()
+        gc.freeze()
 
 
 class _Child:
