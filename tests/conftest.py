@@ -1,4 +1,4 @@
-"""What the core's tests share: recipes of the small models, and a process with eight devices."""
+"""What the core's tests share: recipes of the small models, and processes that run some of them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Recipes name `models:Perceptron`, and pytest imports tests without touching the path.
 sys.path.insert(0, str(Path(__file__).parent))
 
-_OUTCOMES = "TRAINER_CORE_TESTS_OUTCOMES"  # set in the process with eight devices: where to write
+_OUTCOMES = "TRAINER_CORE_TESTS_OUTCOMES"  # set in another process of tests: where to write
+# By the marker of the tests that run in it, one after the other: the simulated devices of each.
+_OTHERS = {"eight_devices": 8, "aside": 1}
 
 Recipe = Callable[..., dict[str, Any]]
 
@@ -79,18 +81,24 @@ def user_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    both = "one process for all such tests of a session. Fixtures are set up in both."
     config.addinivalue_line(
         "markers",
-        "eight_devices: runs in another process, which has eight simulated devices; one process "
-        "for all such tests of a session. Fixtures are set up in both.",
+        f"eight_devices: runs in another process, which has eight simulated devices; {both}",
     )
-    config.stash[_child] = None
-    config.pluginmanager.register(_Frozen())  # for the tests of plugins too, unlike what is here
+    config.addinivalue_line(
+        "markers",
+        "aside: long, at peace with other work, and quickly set up: where all tests run it does "
+        f"in another process, after those of eight devices; {both}",
+    )
+    config.stash[_others] = None
+    config.pluginmanager.register(_Between())  # for the tests of plugins too, unlike what is here
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # Last, so that the other process is done, or nearly, when this one asks for its outcomes.
-    items.sort(key=lambda item: item.get_closest_marker("eight_devices") is not None)
+    # Last, so that the other processes are done, or nearly, when this one asks for outcomes.
+    places = [None, *_OTHERS]
+    items.sort(key=lambda item: places.index(_place(item)))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -100,13 +108,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    if _OUTCOMES in os.environ or not pyfuncitem.get_closest_marker("eight_devices"):
+    place = _place(pyfuncitem)
+    if place is None or _OUTCOMES in os.environ:
         return None
-    child = _start(pyfuncitem.session)
-    assert child is not None
-    failure = child.outcome(pyfuncitem.nodeid)
+    failure = _start(pyfuncitem.session).outcome(place, pyfuncitem.nodeid)
     if failure is not None:
-        pytest.fail(f"in the process with eight devices:\n{failure}", pytrace=False)
+        pytest.fail(f"in another process ({place}):\n{failure}", pytrace=False)
     return True
 
 
@@ -118,16 +125,21 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    child = session.config.stash[_child]
-    if child is not None:
-        child.end()
+    others = session.config.stash[_others]
+    if others is not None:
+        others.end()
 
 
-class _Frozen:
-    """Keeps what is there for good, such as every import, out of the garbage collector's way.
+def _place(item: pytest.Item) -> str | None:
+    """Return the marker of the other process in which a test runs; None: it runs in this one."""
+    if item.get_closest_marker("eight_devices"):
+        return "eight_devices"
+    all_run = item.config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return "aside" if all_run and item.get_closest_marker("aside") else None
 
-    Whoever collects, as a checkpoint that cannot be read does, would go through all of it again.
-    """
+
+class _Between:
+    """What happens between the tests of two files."""
 
     def pytest_collection_finish(self) -> None:
         self._freeze()
@@ -137,28 +149,38 @@ class _Frozen:
         yield
         if nextitem is None or nextitem.path != item.path:
             self._freeze()
+            others = item.config.stash[_others]
+            if others is not None:
+                others.go_on()
 
     def _freeze(self) -> None:
+        """Keep what is there for good, such as every import, from the garbage collector.
+
+        Whoever collects, as a checkpoint that cannot be read does, would go through all of it.
+        """
         gc.collect()
         gc.freeze()
 
 
 class _Child:
-    """A run of pytest on some tests, in a process with eight simulated devices."""
+    """A run of pytest on some tests, in a process with simulated devices."""
 
-    def __init__(self, root: Path, tests: list[str]) -> None:
+    def __init__(self, root: Path, devices: int, tests: list[str]) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="trainer-core-tests-")
         self.outcomes = Path(self.folder.name, "outcomes")
         self.log = Path(self.folder.name, "log")
-        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+        flags = os.environ.get("XLA_FLAGS", "")
+        simulated = {
+            **threads_for(devices),
+            "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
+        }
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "", *tests],
                 cwd=root,
                 env={
                     **os.environ,
-                    **threads_for(8),
-                    "XLA_FLAGS": flags,
+                    **(simulated if devices > 1 else {}),
                     _OUTCOMES: str(self.outcomes),
                 },
                 stdout=log,
@@ -178,11 +200,46 @@ class _Child:
         self.folder.cleanup()
 
 
-_child = pytest.StashKey[_Child | None]()
+class _Others:
+    """The other processes of a session, one after the other."""
+
+    def __init__(self, session: pytest.Session) -> None:
+        self.root = session.config.rootpath
+        self.waiting: dict[str, list[str]] = {place: [] for place in _OTHERS}
+        for item in session.items:
+            if (place := _place(item)) is not None:
+                self.waiting[place].append(item.nodeid)
+        self.waiting = {place: tests for place, tests in self.waiting.items() if tests}
+        self.children: dict[str, _Child] = {}
+
+    def go_on(self) -> None:
+        """Start the next, where the one before is done."""
+        is_busy = any(child.process.poll() is None for child in self.children.values())
+        if self.waiting and not is_busy:
+            place = next(iter(self.waiting))
+            tests = self.waiting.pop(place)
+            self.children[place] = _Child(self.root, _OTHERS[place], tests)
+
+    def outcome(self, place: str, test: str) -> str | None:
+        """Wait for the process in which a test runs, and return how it failed, if it did."""
+        while place not in self.children:
+            for child in self.children.values():
+                child.process.wait(timeout=900)
+            self.go_on()
+        return self.children[place].outcome(test)
+
+    def end(self) -> None:
+        for child in self.children.values():
+            child.end()
 
 
-def _start(session: pytest.Session) -> _Child | None:
-    tests = [item.nodeid for item in session.items if item.get_closest_marker("eight_devices")]
-    if tests and session.config.stash[_child] is None and not session.config.option.collectonly:
-        session.config.stash[_child] = _Child(session.config.rootpath, tests)
-    return session.config.stash[_child]
+_others = pytest.StashKey[_Others | None]()
+
+
+def _start(session: pytest.Session) -> _Others:
+    others = session.config.stash[_others]
+    if others is None:
+        others = session.config.stash[_others] = _Others(session)
+        if not session.config.option.collectonly:
+            others.go_on()
+    return others

@@ -21,7 +21,7 @@ from trainer_core.loss import build_loss
 from trainer_core.plan.hlo import computations
 from trainer_core.testing.small import COEFFICIENTS
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
+pytestmark = [pytest.mark.usefixtures("quick_compiles"), pytest.mark.aside]
 
 TERMS = ["squares", "sizes", "penalty"]
 BATCH = 16

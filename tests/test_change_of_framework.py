@@ -22,7 +22,7 @@ pytest.importorskip("trainer_nnx")
 pytest.importorskip("trainer_linen")
 pytest.importorskip("trainer_checkpoint")
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
+pytestmark = [pytest.mark.usefixtures("quick_compiles"), pytest.mark.aside]
 
 WHOLE = 6
 SAVING = {"use": "orbax", "every": 2, "keep": 3}

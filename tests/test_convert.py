@@ -29,6 +29,8 @@ from flax.core import freeze
 from flax.training.train_state import TrainState
 from trainer_checkpoint import stored
 
+pytestmark = pytest.mark.aside
+
 STOOD, WHOLE = 3, 7
 
 

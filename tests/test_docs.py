@@ -121,6 +121,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 # ---------------------------------------------------------------------------- blocks
 
 
+@pytest.mark.aside
 @pytest.mark.parametrize(
     "page",
     [
@@ -234,6 +235,7 @@ def test_output_is_compared_but_for_its_numbers() -> None:
     assert not re.fullmatch(expected, masked([line.replace("loss", "cost") for line in output]))
 
 
+@pytest.mark.aside
 def test_the_first_run_shows_what_the_readme_shows(folder: Path) -> None:
     block = next(each for each in blocks(ROOT / "README.md") if "tiny, " in each.text)
     code, printed = run("trainer train run.steps=2")

@@ -16,7 +16,7 @@ from trainer_core import UserError
 from trainer_core.assemble import open_run
 from trainer_core.config import load_config
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
+pytestmark = [pytest.mark.usefixtures("quick_compiles"), pytest.mark.aside]
 
 RATE = 0.01
 

@@ -20,6 +20,8 @@ from trainer_core.types import Model
 pytest.importorskip("trainer_nnx")
 pytest.importorskip("trainer_linen")
 
+pytestmark = pytest.mark.aside
+
 # Both values of each choice, and each kind of remat scanned and unrolled.
 VARIANTS: dict[str, dict[str, Any]] = {
     "scanned, tied": {},

@@ -16,7 +16,7 @@ from trainer_core.decoder import DecoderConfig
 from trainer_core.errors import UserError
 from trainer_core.sampling import sample, window_size
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
+pytestmark = [pytest.mark.usefixtures("quick_compiles"), pytest.mark.aside]
 trainer_nnx = pytest.importorskip("trainer_nnx.decoder")
 
 WINDOW = 8

@@ -19,7 +19,7 @@ from trainer_core import UserError
 from trainer_core.loop import Result, fit
 from trainer_core.registry import SLOTS
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
+pytestmark = [pytest.mark.usefixtures("quick_compiles"), pytest.mark.aside]
 
 HEAD = """
 from trainer_core import Axis, Data, Model, ParamInfo, Step, Term, hookimpl, plugin, setting

@@ -19,7 +19,7 @@ from trainer_core import RunError, TrainState
 from trainer_core.config import load_config
 from trainer_core.loop import fit, train
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
+pytestmark = [pytest.mark.usefixtures("quick_compiles"), pytest.mark.aside]
 
 PLAIN = {"optimizer": {"use": "sgd", "momentum": 0.0}, "step": {"clip_norm": 0.0}}
 COSINE = {"schedule": {"use": "cosine", "learning_rate": 0.1, "warmup": 2}, "run": {"steps": 8}}

@@ -18,7 +18,7 @@ from trainer_core.imports import search_in
 from trainer_core.loop import fit
 from trainer_core.testing import PluginSuite
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
+pytestmark = [pytest.mark.usefixtures("quick_compiles"), pytest.mark.aside]
 
 NOISE = '''\
 """Gradient noise (Neelakantan et al., 2015), of one scale."""
