@@ -21,7 +21,7 @@ def opened_anew(path: Path) -> TextIO:
 
 
 def replace(path: Path, text: str) -> None:
-    """Write a file beside, and rename it: whoever is killed here loses nothing.
+    """Write a file beside, and rename it: a kill here loses nothing, and no power failure does.
 
     Raises:
         OSError: it cannot be written.
@@ -30,6 +30,8 @@ def replace(path: Path, text: str) -> None:
     try:
         with opened_anew(beside) as file:
             file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # else the name may be on the disk before the content
         os.replace(beside, path)
     except OSError:
         with contextlib.suppress(OSError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -9,10 +11,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 from checkpointed import bits, folder, like, restore, save, saving, state_at
+from trainer_checkpoint import keeping
 from trainer_checkpoint.meta import seal
 from trainer_checkpoint.steps import steps
 
+from trainer_core.errors import RunError
 from trainer_core.run import Run
+from trainer_core.saved import SAVED
 from trainer_core.types import Data, TrainState
 
 
@@ -25,6 +30,54 @@ def bad_at(step: int, run: Run) -> TrainState:
 def test_the_newest_are_kept(run: Run) -> None:
     save(run, *(state_at(step, run.mesh) for step in (1, 2, 3, 4)), keep=2)
     assert steps(run.directory / "checkpoints") == [3, 4]
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """The inodes of what is on the disk for good."""
+    inodes: set[int] = set()
+    sync = os.fsync
+
+    def noted(opened: int) -> None:
+        sync(opened)
+        inodes.add(os.fstat(opened).st_ino)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    return inodes
+
+
+def test_an_older_one_goes_when_no_power_failure_takes_the_newer_back(
+    run: Run, synced: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deleted = []
+    delete = keeping.delete
+
+    def checked(directory: Path, step: int) -> None:
+        newer = directory / str(step + 1)
+        # TensorStore's own calls are not Python's.
+        for each in (*newer.rglob("*"), newer, directory, run.directory / SAVED):
+            assert each.stat().st_ino in synced, each
+        deleted.append(step)
+        delete(directory, step)
+
+    monkeypatch.setattr(keeping, "delete", checked)
+    save(run, *(state_at(step, run.mesh) for step in (1, 2, 3)), keep=1)
+    assert deleted == [1, 2]
+
+
+def test_where_the_disk_does_not_take_the_newer_the_older_stays(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(run, state_at(1, run.mesh), keep=1)
+
+    def full(opened: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(RunError, match=r"step 2 cannot .*no space left.* intact: steps 1$"):
+            save(run, state_at(2, run.mesh), keep=1)
+    assert folder(run, 1).is_dir()
 
 
 def test_multiples_of_keep_every_are_kept_for_ever(run: Run) -> None:

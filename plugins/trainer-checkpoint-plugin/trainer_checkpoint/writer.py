@@ -155,6 +155,8 @@ class Writer:
     def _finish(self) -> None:
         try:
             self._checkpointer.wait_until_finished()
+            if self._is_main:  # before an older one goes
+                folders.settle(self._directory, self._step)
         except Exception as error:
             self._error = error
             self._tell(f"the checkpoint of step {self._step} cannot be written")
@@ -183,7 +185,8 @@ class Writer:
         self._quiet.pop_all()  # for good: what is still being written is about to fail, too
         if self._is_main:
             folders.discard_unfinished(self._directory, self._step)
-        older = ", ".join(map(str, folders.steps(self._directory)))
+        found = folders.steps(self._directory)
+        older = ", ".join(str(step) for step in found if step != self._step)
         kept = f"the older ones are intact: steps {older}" if older else "there is no older one"
         return RunError(
             f"the checkpoint of step {self._step} cannot be written to "
