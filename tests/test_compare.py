@@ -75,7 +75,7 @@ def compare(capsys: Any) -> Any:
     def call(*arguments: str) -> tuple[int, Any]:
         code = trainer(["compare", *arguments])
         out, err = capsys.readouterr()
-        return code, json.loads(out) if "--json" in arguments and not err else out + err
+        return code, json.loads(out) if "--json" in arguments and out else out + err
 
     return call
 

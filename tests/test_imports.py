@@ -11,6 +11,7 @@ from typing import Any
 
 import flax.linen
 import flax.nnx
+import numpy as np
 import optax
 import optax.contrib
 import pytest
@@ -157,6 +158,31 @@ def test_what_comes_with_a_recipe_is_said_before_any_of_it_runs(tmp_path: Path) 
     assert ended.stdout == "imports  theirs.model:Model from theirs/model.py\nran\n"
     quiet = trainer("train", "their.toml", "distributed.process=1", folder=tmp_path)
     assert quiet.stdout == "ran\n"  # process 0 says it
+
+
+@pytest.mark.parametrize("command", ["train", "convert", "compare"])
+def test_commands_whose_stdout_is_for_their_answer_say_it_on_stderr(
+    command: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("trainer_checkpoint")
+    (tmp_path / "theirs.py").write_text("import sys\nprint('ran', file=sys.stderr)\n")
+    (tmp_path / "their.toml").write_text('[model]\nuse = "theirs:Model"\n')
+    named = {"train": [], "convert": [written(tmp_path / "old")], "compare": ["their.toml"]}
+    ended = trainer(command, *named[command], "their.toml", "--json", folder=tmp_path)
+    assert ended.returncode == 2  # there is no such class
+    assert ended.stderr.startswith("note: imports theirs:Model from theirs.py\n")
+    assert ended.stderr.count("ran\n") == 1  # after that
+    assert "theirs has no 'Model'" in ended.stderr
+    assert ended.stdout == ""
+
+
+def written(path: Path) -> str:
+    """A checkpoint of other code."""
+    import orbax.checkpoint as ocp
+
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        checkpointer.save(path, ocp.args.PyTreeSave({"weights": np.ones(2)}))
+    return str(path)
 
 
 RUNS = "open('ran', 'w').close()\n"

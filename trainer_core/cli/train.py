@@ -80,7 +80,7 @@ def _train(arguments: Namespace, style: str, context: Context) -> tuple[Config, 
     if style:
         overrides.append(f"plugins.progress.style={style}")
     # Python wraps what a signal raises while a class is made: an import is not cut off, but left.
-    say_imports = _say_nothing if style else _say_imports
+    say_imports = {"": _say_imports, "json": _note_imports, "quiet": _say_nothing}[style]
     config = interruptible(lambda: load_config(recipe, overrides, say_imports))
     if arguments.trace_hooks:
         show = hook_lines.show_call_as_json if style == "json" else hook_lines.show_call
@@ -108,6 +108,12 @@ def _say_imports(found: Mapping[str, Path]) -> None:
 
     lines = [f"{path} from {from_here(file)}" for path, file in found.items()]
     Page().rows([("imports", "\n".join(lines))])
+
+
+def _note_imports(found: Mapping[str, Path]) -> None:
+    from trainer_core.cli.reading import say_imports
+
+    say_imports(found)
 
 
 def _say_nothing(found: Mapping[str, Path]) -> None:

@@ -57,14 +57,25 @@ def _train(recipe: str, directory: Path, overrides: Sequence[str], last: int | N
 
 
 def _trainer(recipe: str, *arguments: str) -> None:
-    done = subprocess.run(
+    running = subprocess.Popen(
         [sys.executable, "-m", "trainer_core", *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        check=False,
     )
-    if done.returncode:
-        said = done.stderr.strip().removeprefix("error: ") or f"ended with {done.returncode}"
-        kind = UserError if done.returncode == UserError.exit_code else RunError
+    said = ""
+    with running:
+        assert running.stderr is not None
+        try:
+            for line in running.stderr:
+                if line.startswith("note: imports "):  # said before it does
+                    print(line, end="", file=sys.stderr, flush=True)
+                else:
+                    said += line
+        except BaseException:
+            running.kill()
+            raise
+    if running.returncode:
+        said = said.strip().removeprefix("error: ") or f"ended with {running.returncode}"
+        kind = UserError if running.returncode == UserError.exit_code else RunError
         raise kind(said if recipe in said else f"{recipe}: {said}")

@@ -23,6 +23,7 @@ from trainer_checkpoint.convert.mapping import Mapping as Rules
 from trainer_checkpoint.convert.plan import Plan, Spec
 from trainer_checkpoint.convert.planning import make_plan
 from trainer_checkpoint.steps import steps
+from trainer_core.cli.reading import say_imports
 from trainer_core.cli.waiting import waiting
 from trainer_core.config import Config, load_config
 from trainer_core.directory import check_directory, write_directory
@@ -80,7 +81,7 @@ def convert_into_run(
         UserError: it does not fit, or the directory has checkpoints; nothing was written.
     """
     found = interruptible(lambda: stored.look(source))
-    config = load_config(recipe, overrides)
+    config = load_config(recipe, overrides, say_imports)
     # It shall not show what a training run shows.
     quiet = load_config(recipe, [*overrides, "plugins.progress=false"])
     _check_place(config)
