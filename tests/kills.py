@@ -110,6 +110,8 @@ def killed(case: Case, folder: Path, chance: random.Random, longest: float) -> I
             deadline = time.monotonic() + chance.uniform(0, longest)
             while time.monotonic() < deadline and any(each.poll() is None for each in processes):
                 time.sleep(0.001)
+            alone = [process.poll() for process in processes]
+            assert {*alone} <= {None, 0}, (alone, _said(folder, len(alone)))  # nothing befell them
             # All of them, or one: the others must then end by themselves, and not as if done.
             doomed = chance.choice([processes, *([each] for each in processes)])
             for process in doomed:
@@ -120,10 +122,12 @@ def killed(case: Case, folder: Path, chance: random.Random, longest: float) -> I
         place = folder / "phase-0"
         phase = place.read_text() if place.exists() else "starting"
         yield Kill(phase or "between two", _half_done(folder))
-        # A process that is closing may end well beside one that is killed; none of them may say
-        # that its config is wrong, but where one is missing when they meet.
-        for index, code in enumerate(codes):
-            said = (folder / f"err-{index}").read_text()
+        # A process that is closing may end well beside one that is killed; JAX aborts one where
+        # process 0 is. None may say that its config is wrong, but where one is missing at first.
+        for process, code, said in zip(processes, codes, _said(folder, len(codes)), strict=True):
+            own = [0, -signal.SIGKILL] if process in doomed else [0, 1, 2]
+            own += [-signal.SIGABRT] if processes[0] in doomed and process not in doomed else []
+            assert code in own, (codes, said)
             assert code != 2 or _MISSING.search(said), (codes, said)
 
 
@@ -161,6 +165,10 @@ def _started(case: Case, folder: Path, **variables: str) -> Any:
         path.unlink()
     each = dict.fromkeys(range(case.processes), variables)
     return started(case.processes, *case.arguments, folder=folder, variables=each)
+
+
+def _said(folder: Path, processes: int) -> list[str]:
+    return [(folder / f"err-{index}").read_text() for index in range(processes)]
 
 
 def _half_done(folder: Path) -> tuple[str, ...]:
