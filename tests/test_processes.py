@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import sys
 import time
@@ -361,6 +362,28 @@ def test_what_processes_decide_together_is_what_process_0_says_in_the_order_of_t
     assert [json.loads((folder / f"asked-{index}").read_text()) for index in range(3)] == [
         wanted
     ] * 3
+
+
+@pytest.mark.long
+def test_damage_that_one_process_alone_meets_is_passed_over_by_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [*SMALL, "shard.mesh={data=1, fsdp=2}", "checkpoint.every=2", "checkpoint.keep=9"]
+    whole, folder = filled(tmp_path / "whole"), tmp_path / "damaged"
+    assert_done(together(2, *settings, folder=whole))
+    shutil.copytree(whole, folder)
+    checkpoints = folder / "run" / "checkpoints"
+    arrays = (checkpoints / "6" / "state" / "ocdbt.process_1" / "d").iterdir()
+    max(arrays, key=lambda path: path.stat().st_size).unlink()
+    (checkpoints / "4" / "data" / "process_1-of-2.json").write_text("{torn")
+    processes = together(2, *settings, folder=folder)
+    assert [each.code for each in processes] == [0, 0], processes
+    for process, each in enumerate(processes):
+        by = "" if process == 1 else r" \(process 1\)"
+        assert re.search(rf"checkpoints/6 is not used: \S+ cannot be read: .*{by}\n", each.err)
+        assert re.search(rf"checkpoints/4 is not used: data/process_1-of-2.* .*{by}\n", each.err)
+    assert {"4.damaged", "6.damaged"} <= {path.name for path in checkpoints.iterdir()}
+    assert_same_run(folder, whole, capsys)
 
 
 # ------------------------------------------------------------------ ended together
