@@ -17,6 +17,8 @@ from processes import Ended, ended, started, together
 from trainer_core import watch
 from trainer_core.signs import Failure, Sign
 
+pytestmark = pytest.mark.aside
+
 TIMEOUT = 10
 PATIENCE = 5  # of its seconds, until one that is not heard of is named
 # In one process only, at one place, something never ends.

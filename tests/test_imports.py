@@ -20,6 +20,8 @@ from command import trainer
 from trainer_core import UserError, fit
 from trainer_core.imports import check_makes, load_object
 
+pytestmark = pytest.mark.aside
+
 CALLABLES = ["os:system", "builtins:eval", "rich:os.system", "numpy:load", "numpy:memmap"]
 CALLABLES += ["numpy.testing:runstring", "functools:partial", "stolen:call", "ast:Module"]
 # The annotations of these have the word in them: `-> ModuleType`, or a Module that is pytest's.

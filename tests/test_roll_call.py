@@ -23,6 +23,8 @@ from trainer_core.roll_call import Place, roll_call
 from trainer_core.watch import GRACE, LOOK, patience
 from trainer_core.wire import Wire
 
+pytestmark = pytest.mark.aside
+
 SAME = {"config": {"run.steps": 3, "optimizer.use": "adamw"}, "version": {"jax": "1.0"}}
 
 

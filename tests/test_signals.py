@@ -15,7 +15,7 @@ from command import DECODER, PERCEPTRON, Interrupting, read_until, running, trai
 from trainer_core.cli import run
 from trainer_core.signals import Interrupted, SignalHandlers, interruptible
 
-# A plugin that says where a run is, and stays there until two seconds after it is asked to stop.
+# A plugin that says where a run is, and stays there until a second after it is asked to stop.
 PAUSE = """
 import os, sys, time
 import importlib.abc, importlib.machinery
@@ -30,7 +30,7 @@ def pause(place, stopping=False):
         while time.monotonic() < end:
             time.sleep(0.02)
             if stopping:
-                end = min(end, time.monotonic() + 2)
+                end = min(end, time.monotonic() + 1)
                 stopping = False
 
 class SlowImport(importlib.abc.MetaPathFinder):

@@ -14,7 +14,7 @@ from trainer_core import fit, hookimpl, plugin
 from trainer_core.supply import Supply
 from trainer_core.types import Data
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
+pytestmark = [pytest.mark.usefixtures("quick_compiles"), pytest.mark.aside]
 
 
 class Sleepy(Data):
