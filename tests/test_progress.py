@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from trainer_core import fit
 from trainer_core.cli import run
 from trainer_core.defaults.progress import Progress, make_display
 from trainer_core.run import StopRequest
+from trainer_core.signals import Interrupted
 from trainer_core.terminal import figures, plain, summary
 from trainer_core.terminal.lines import step_line
 from trainer_core.terminal.live import LiveDisplay
@@ -333,6 +335,18 @@ def test_what_a_run_is_is_shown_once_before_it_is_compiled(
     places = [next(at for at, line in enumerate(lines) if line.startswith(each)) for each in begins]
     assert places == sorted(places)
     assert sum(line.startswith("optimizer ") for line in lines) == 1
+
+
+def test_ctrl_c_while_its_thread_begins_stops_no_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(thread: threading.Thread) -> None:
+        raise Interrupted
+
+    display = PlainDisplay(every=5.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(Interrupted):
+            display.phase("compiling")
+    display.close()
 
 
 @pytest.mark.parametrize("step", [0, 7])

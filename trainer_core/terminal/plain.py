@@ -71,7 +71,7 @@ class PlainDisplay:
 
     def close(self) -> None:
         self._ended.set()
-        if self._heart is not None:
+        if self._heart is not None and self._heart.is_alive():  # Ctrl-C may have come before
             self._heart.join()
 
     def _beat(self) -> None:
