@@ -67,7 +67,7 @@ def test_a_run_whose_directory_becomes_read_only_ends_and_goes_on_later(folder: 
     assert "run is not writable" in done.stderr
 
     subprocess.run(["chattr", "-R", "-i", folder], check=True)
-    done = trainer(*SETTINGS, "--json", folder=folder)
+    done = trainer(*SETTINGS, "--quiet", folder=folder)
     assert (done.returncode, done.stderr) == (0, "")
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").open()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
