@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import py_compile
+import subprocess
+import sys
 from collections.abc import Callable  # noqa: F401  named by annotations that are tried here
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
-from command import trainer
+from command import DECODER, environment, trainer
 
 from trainer_core import UserError, fit
 from trainer_core.imports import check_makes, load_object
@@ -251,6 +253,48 @@ def test_whatever_of_a_recipe_runs_is_said_before(use: str, file: str, tmp_path:
             assert ended.returncode == 2
             assert f"{use} from {(folder / file).relative_to(at)}" in ended.stdout + ended.stderr
             (at / "ran").unlink()
+
+
+# What unpickles has to ask for a class, or a function, before it can call anything.
+NO_PICKLE = """
+import sys
+from trainer_core.cli import run
+
+def refuse(event, arguments):
+    if event == "pickle.find_class":
+        raise RuntimeError(f"unpickles {arguments}")
+
+sys.addaudithook(refuse)
+sys.exit(run(sys.argv[1:]))
+"""
+UNPICKLES = "import pickle\npickle.loads(b'cbuiltins\\nlist\\n.')\n"
+
+
+@pytest.mark.long
+def test_nothing_that_a_run_reads_is_unpickled(tmp_path: Path) -> None:
+    pytest.importorskip("trainer_checkpoint")
+
+    def ended(*arguments: str) -> subprocess.CompletedProcess[str]:
+        program = [sys.executable, "-c", NO_PICKLE, *arguments]
+        return subprocess.run(
+            program, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+        )
+
+    train = ["train", "--quiet", *DECODER, "run.directory=run", "checkpoint.every=2"]
+    for arguments in (
+        [*train, "run.steps=2"],
+        [*train, "run.steps=4"],
+        ["evaluate", "run"],
+        ["sample", "run", "--length=2"],
+        ["checkpoint", "verify", "run"],
+        ["checkpoint", "diff", "run", "run"],
+        ["convert", "run", *DECODER, "run.directory=other"],
+    ):
+        done = ended(*arguments)
+        assert done.returncode == 0, done.stderr
+    (tmp_path / "bad.py").write_text(UNPICKLES)  # as it would be found
+    done = ended(*train, "run.steps=6", "plugins.bad.use=bad:Bad")
+    assert "unpickles ('builtins', 'list')" in done.stderr
 
 
 def test_what_is_no_import_path_imports_nothing(tmp_path: Path) -> None:
