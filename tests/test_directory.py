@@ -179,6 +179,28 @@ def test_lines_of_steps_whose_checkpoints_are_gone_are_named_and_kept(
     assert (directory / "metrics.jsonl.cut").read_text().splitlines() == lost
 
 
+@pytest.mark.parametrize("reporting", ["not at all", "seldom"])
+def test_checkpoints_that_are_gone_are_named_where_no_line_lies_past_what_is_left(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, reporting: str
+) -> None:
+    directory = tmp_path / "run"
+    tables = recipe(run={"directory": str(directory), "steps": 6, "log_every": 4})
+    tables["checkpoint"] = {"use": "orbax", "every": 4, "keep": 9}
+    tables["plugins"] |= {"jsonl": False} if reporting == "not at all" else {}
+    fit(tables)
+    if reporting == "seldom":  # killed before its last step was reported
+        reported = directory / "metrics.jsonl"
+        reported.write_text(reported.read_text().splitlines(keepends=True)[0])
+    shutil.rmtree(directory / "checkpoints" / "6")
+    assert fit(tables).resumed_from == 4
+    [said] = [each.getMessage() for each in caplog.records]
+    assert said.startswith(f"{directory} had a checkpoint of step 6, as its saved.json says, and")
+    assert "of step 4, from which the run goes on; where checkpoints are missing, stop" in said
+    caplog.clear()
+    assert fit(tables | {"run": tables["run"] | {"steps": 7}}).resumed_from == 6
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(
     "override", ["run.steps=9", "run.log_every=2", "plugins.jsonl=false", "run.name=other"]
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 OPTIMIZER = "optimizer.json"  # what the optimizer does with each parameter
 STACK = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pluggy")
+logger = logging.getLogger("trainer_core")
 _SEEN_WITHIN = 10.0  # seconds: network file systems show a new file late
 _COMPILING = 86_400.0  # seconds
 _TRAINING = "start a new run with {}, or go on with the new values by --accept-changes"
@@ -82,6 +84,8 @@ def write_directory(config: Config, program: Program, lock: RunLock, first: int)
     if run.is_main:
         if first == 0:
             _check_beginning(config)
+        else:
+            _say_what_is_gone(config.directory, first)
         _write(config, program, lock)
     if run.processes > 1 and config.chosen["checkpoint"].candidate.name != "none":
         _check_shared(run)
@@ -135,6 +139,25 @@ def _check_beginning(config: Config) -> None:
         raise RunError(
             f"{config.directory} has made {made} steps, as its metrics.jsonl says, with a "
             f"checkpoint every {every}, and has none: {remedy} metrics.jsonl away"
+        )
+
+
+def _say_what_is_gone(directory: Path, first: int) -> None:
+    """Say that newer checkpoints are not used, where no reported line lies past this step.
+
+    Where one does, metrics.jsonl says so, as it sets that aside.
+    """
+    saved = last_saved(directory)
+    reported, _ = last_reported(directory / "metrics.jsonl")
+    if first < saved and reported <= first:
+        logger.warning(
+            "%s had a checkpoint of step %d, as its %s says, and the newest that can be used is "
+            "of step %d, from which the run goes on; where checkpoints are missing, stop the run "
+            "and put them back",
+            directory,
+            saved,
+            SAVED,
+            first,
         )
 
 
