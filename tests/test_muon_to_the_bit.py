@@ -27,7 +27,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 # Of 2 layers there are fewer matrices of each shape than devices, of 4 as many (query and out),
 # of 3 six and nine.
 DEPTHS = [(2, True), (3, False), (4, True)]
-SOME = [("fsdp and tensor", (3, False)), ("all three", (3, False))]
+SHORT = ("all three", (3, False))
 
 
 @functools.cache
@@ -49,7 +49,7 @@ def on_one_device(layers: int, scan: bool, settings: str) -> Any:
             mesh,
             depth,
             settings,
-            marks=[] if settings == "plain" and (mesh, depth) in SOME else pytest.mark.long,
+            marks=[] if settings == "plain" and (mesh, depth) == SHORT else pytest.mark.long,
         )
         for mesh, depth, settings in itertools.product(MESHES, DEPTHS, SETTINGS)
     ],
