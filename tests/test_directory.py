@@ -27,8 +27,6 @@ from trainer_core.loop import fit
 from trainer_core.run import Run
 from trainer_core.stacks import write_stacks
 
-pytestmark = pytest.mark.aside
-
 
 @pytest.fixture
 def done(tmp_path: Path) -> Path:

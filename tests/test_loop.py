@@ -25,7 +25,7 @@ from trainer_core.config import load_config
 from trainer_core.defaults.evaluate import build_held_out_loss
 from trainer_core.loop import Result, fit, train
 
-pytestmark = [pytest.mark.usefixtures("quick_compiles"), pytest.mark.aside]
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 HOOKS = [name for name in vars(hookspecs.TrainerSpec) if not name.startswith("_")]
 TIMES = ("seconds", "tokens_per_second")
