@@ -341,6 +341,31 @@ def test_a_wrong_digest_under_a_right_seal_is_not_believed(
     assert "not what was saved: params/layers/kernel" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("how", ["a bit of it", pytest.param("all of it", marks=pytest.mark.long)])
+def test_verify_passes_nothing_that_a_run_does_not_go_on_from(
+    run: Run, older: TrainState, how: str
+) -> None:
+    passed_over = 0
+    for name, content in files(folder(run, 2)).items():
+        path = folder(run, 2) / name
+        path.unlink() if how == "all of it" else flip_a_bit(path, 8 * (len(content) // 2))
+        restored = restore(run, like(older, run.mesh))
+        assert restored is not None
+        if int(restored.step) != 2:
+            passed_over += 1
+            assert trainer(["checkpoint", "verify", str(run.directory)]) == 1, name
+        path.write_bytes(content)
+    assert passed_over > 0
+    assert trainer(["checkpoint", "verify", str(run.directory)]) == 0
+
+
+def test_verify_reads_what_a_run_of_64_bits_saved(run: Run) -> None:
+    with jax.enable_x64(True):
+        wide = {"float": jnp.arange(5000, dtype=jnp.float64) / 3, "int": jnp.int64(2**40)}
+        save(run, attrs.evolve(state_at(1, run.mesh), extra=wide))
+    assert trainer(["checkpoint", "verify", str(run.directory)]) == 0
+
+
 def test_a_damaged_step_is_set_aside_when_the_run_goes_on(run: Run, older: TrainState) -> None:
     flip_in_the_arrays(folder(run, 2))
     damaged = files(folder(run, 2))

@@ -126,7 +126,7 @@ def positions(folder: Path) -> list[dict[str, Any] | None]:
 def _read(run: Run, step: int, path: Path, like: TrainState) -> Checkpoint:
     # Every part is read by all processes, or given up by all: each is a collective.
     meta, place = _together(run, lambda: _described(run, step, path, like))
-    arrays = _together(run, lambda: _arrays(path / STATE, tree.targets(tree.by_path(like))))
+    arrays = _together(run, lambda: read_arrays(path / STATE, tree.targets(tree.by_path(like))))
     _verify(arrays, meta["leaves"])  # of the whole arrays, so that all find the same
     return Checkpoint(step, tree.assembled(arrays, like), place)
 
@@ -174,9 +174,15 @@ def _position(folder: Path, process: int, processes: int) -> dict[str, Any] | No
     return found[0]
 
 
-def _arrays(
+def read_arrays(
     path: Path, targets: Mapping[tree.Path, jax.ShapeDtypeStruct]
 ) -> dict[tree.Path, jax.Array]:
+    """Return the arrays in a folder, as Orbax reads them, onto devices.
+
+    Raises:
+        DamagedError: one of them, or what Orbax needs beside them, cannot be read.
+        RunError: they do not fit in memory.
+    """
     try:
         return _restored(path, targets)
     except Exception as error:  # Orbax raises whatever went wrong, as far down as it did

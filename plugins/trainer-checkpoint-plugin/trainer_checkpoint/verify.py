@@ -11,9 +11,9 @@ import attrs
 
 from trainer_checkpoint.digest import checks
 from trainer_checkpoint.meta import DamagedError
-from trainer_checkpoint.reader import positions, read_meta
+from trainer_checkpoint.reader import positions, read_arrays, read_meta
 from trainer_checkpoint.steps import DATA, META, META_FILE, STATE, steps
-from trainer_checkpoint.stored import look, read
+from trainer_checkpoint.stored import look
 from trainer_core.errors import UserError
 from trainer_core.terminal.figures import size
 from trainer_core.terminal.page import Page
@@ -126,13 +126,16 @@ def _checked(path: Path, read_arrays: bool) -> tuple[dict[str, Any], str]:
 
 def _wrong_arrays(path: Path, meta: dict[str, Any]) -> str:
     import jax
+    from jax.sharding import SingleDeviceSharding
 
     # Each keeps its width: a run of 64 bits is looked at by a command of 32.
     with jax.enable_x64(True):
-        arrays = {
-            tuple(name.split("/")): jax.numpy.asarray(array)
-            for name, array in read(look(path)).items()
+        one = SingleDeviceSharding(jax.devices()[0])
+        targets = {
+            tuple(name.split("/")): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one)
+            for name, leaf in look(path).leaves.items()
         }
+        arrays = read_arrays(path / STATE, targets)  # as a run would: all that it needs is there
         found = {"/".join(name): check.digest for name, check in checks(arrays).items()}
     wanted = {name: leaf["digest"] for name, leaf in meta["leaves"].items() if leaf["digest"]}
     names = {*found, *wanted}
