@@ -203,11 +203,11 @@ def test_what_a_run_deletes_meanwhile_is_left_out(
 
     positions = verify.positions
 
-    def deleting(path: Path) -> Any:
+    def deleting(path: Path, meta: Any) -> Any:
         if path.parent.name == "1":
             shutil.rmtree(path.parent)
             raise FileNotFoundError(path)
-        return positions(path)
+        return positions(path, meta)
 
     monkeypatch.setattr(verify, "positions", deleting)
     assert trainer(["checkpoint", "list", str(saved.directory), "--json"]) == 0

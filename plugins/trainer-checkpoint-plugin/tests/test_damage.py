@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import shutil
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from checkpointed import bits, files, folder, like, restore, save, saving, state_at
+from checkpointed import bits, files, folder, like, restore, run_in, save, saving, state_at
 from trainer_checkpoint import reader
 from trainer_checkpoint.meta import seal, unseal
 from trainer_checkpoint.quiet import reason
@@ -98,6 +99,7 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no format": lambda meta: meta.pop("format"),
     "a format that is no number": lambda meta: meta.update(format="x"),
     "a step that is no number": lambda meta: meta.update(step="2"),
+    "no mark": lambda meta: meta.pop("mark"),
     "no finite": lambda meta: meta.pop("finite"),
     "no digest": lambda meta: meta.pop("digest"),
     "a digest that is none": lambda meta: meta.update(digest="\x1b[2J"),
@@ -137,7 +139,9 @@ def test_what_this_plugin_did_not_write_is_passed_over(
     assert "meta/metadata" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [*UNSEALED, seal({}), seal({"position": 7})])
+@pytest.mark.parametrize(
+    "content", [*UNSEALED, seal({}), seal({"position": 7}), seal({"position": None})]
+)
 def test_a_position_that_is_none_is_passed_over(
     run: Run, older: TrainState, warned: Any, content: str
 ) -> None:
@@ -147,6 +151,34 @@ def test_a_position_that_is_none_is_passed_over(
     assert bits(restored) == bits(older)
     assert "is not used: data/process_0-of-1.json " in warned()[0]
     assert trainer(["checkpoint", "verify", str(run.directory)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("part", "is_other_run", "why"),
+    [
+        ("data/process_0-of-1.json", False, "data/process_0-of-1.json is of step 1"),
+        ("data/process_0-of-1.json", True, "process_0-of-1.json is of another save of step 2"),
+        ("meta/metadata", True, "process_0-of-1.json is of another save of step 2"),
+        ("meta/metadata", False, "it holds step 1"),
+    ],
+)
+def test_what_was_saved_with_another_checkpoint_is_passed_over(
+    run: Run, older: TrainState, warned: Any, capsys: Any, part: str, is_other_run: bool, why: str
+) -> None:
+    """A copy over an older checkpoint that stopped half way leaves some files of each."""
+    elsewhere = run_in(run.directory.parent / "elsewhere")
+    save(elsewhere, state_at(2, run.mesh))
+    shutil.copy(
+        (folder(elsewhere, 2) if is_other_run else folder(run, 1)) / part, folder(run, 2) / part
+    )
+    restored = restore(run, like(older, run.mesh))
+    assert restored is not None
+    assert bits(restored) == bits(older)
+    [warning] = warned()
+    assert warning.startswith(f"checkpoint {folder(run, 2)} is not used: ")
+    assert warning.endswith(why)
+    assert trainer(["checkpoint", "verify", str(run.directory), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)[1]["problem"].endswith(why)
 
 
 def test_a_description_nested_without_end_is_passed_over(

@@ -23,11 +23,12 @@ Files: TypeAlias = dict[str, Callable[[], str]]
 
 
 def contents(
-    run: Run, step: int, state: TrainState, position: dict[str, Any] | None
+    run: Run, step: int, state: TrainState, position: dict[str, Any] | None, mark: str
 ) -> tuple[dict[str, Any], Files, Files]:
     """Return the three items of a checkpoint: the arrays, what they are, the data's position.
 
-    The last two are texts by file name, still to be made: the digests are being computed.
+    The last two are texts by file name, still to be made: the digests are being computed. Each
+    says the step and the mark, which no other run of it has: what is copied from one is known.
 
     Raises:
         UserError: the position is none.
@@ -40,16 +41,17 @@ def contents(
         )
     leaves = tree.by_path(state)
     arrays = tree.written(leaves)
+    of_this_save = {"step": step, "mark": mark}
     header = {
         "format": FORMAT,
-        "step": step,
+        **of_this_save,
         "config": dict(run.config),
         "skipped_in_a_row": skipped_in_a_row(state),
     }
     described = tree.described(leaves)
     infinite = {path for path, array in arrays.items() if may_be_infinite(path, array.shape)}
     meta = partial(_meta, header, described, begin_checks(arrays, infinite))
-    data = partial(seal, {"position": position})
+    data = partial(seal, {**of_this_save, "position": position})
     return (
         tree.nested(arrays),
         {META_FILE: meta} if run.is_main else {},

@@ -25,6 +25,7 @@ _CHECKSUM = "sha256"
 _KINDS = {
     "format": int,
     "step": int,
+    "mark": str,
     "finite": bool,
     "config": dict,
     "versions": dict,
@@ -123,16 +124,25 @@ def description(step: Path) -> dict[str, Any]:
     return meta
 
 
-def position(file: Path) -> dict[str, Any] | None:
+def position(file: Path, meta: Mapping[str, Any]) -> dict[str, Any] | None:
     """Read where the data source of a process was; None for a pure one.
 
+    Args:
+        file: of the process.
+        meta: what stands in the checkpoint beside its arrays.
+
     Raises:
-        DamagedError: it cannot be trusted.
+        DamagedError: it cannot be trusted, or was saved with another checkpoint.
     """
-    found = unseal(file).get("position", "")
-    if not isinstance(found, (dict, NoneType)):
-        raise DamagedError(f"{file.parent.name}/{file.name} holds no position")
-    return found
+    found, name = unseal(file), f"{file.parent.name}/{file.name}"
+    place, step = found.get("position", ""), found.get("step")
+    if not isinstance(place, (dict, NoneType)) or type(step) is not int:
+        raise DamagedError(f"{name} holds no position")
+    if step != meta["step"]:
+        raise DamagedError(f"{name} is of step {step}")
+    if found.get("mark") != meta["mark"]:
+        raise DamagedError(f"{name} is of another save of step {step}")
+    return place
 
 
 def versions() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import attrs
 from attrs.validators import ge
@@ -36,6 +37,7 @@ class Orbax:
     )
     _writer: Any = attrs.field(default=None, init=False)
     _newest: int | None = attrs.field(default=None, init=False)
+    _mark: str = attrs.field(default="", init=False)
 
     @hookimpl
     def restore(self, run: Run, like: TrainState, data: Data) -> TrainState | None:
@@ -57,7 +59,9 @@ class Orbax:
             return
         if self._writer is None:
             self._writer = self._open(run)
-        self._writer.save(step, *contents(run, step, state, data.state()))
+            # All processes say the same; and a run that is begun again, another.
+            self._mark = run.gather(uuid4().hex if run.is_main else None)[0]
+        self._writer.save(step, *contents(run, step, state, data.state(), self._mark))
         self._newest = step
 
     @hookimpl

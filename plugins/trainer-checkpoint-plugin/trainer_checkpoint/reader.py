@@ -110,17 +110,21 @@ def read_meta(path: Path, step: int | None) -> dict[str, Any]:
     return meta
 
 
-def positions(folder: Path) -> list[dict[str, Any] | None]:
+def positions(folder: Path, meta: Mapping[str, Any]) -> list[dict[str, Any] | None]:
     """Return where the data source of each process was; None for a pure one.
 
+    Args:
+        folder: of these files.
+        meta: what stands in the checkpoint beside its arrays.
+
     Raises:
-        DamagedError: a file is missing, or cannot be trusted.
+        DamagedError: a file is missing, cannot be trusted, or was saved with another checkpoint.
     """
     files = sorted(folder.glob("process_*.json"))
     expected = sorted(data_file(process, len(files)) for process in range(len(files)))
     if not files or [file.name for file in files] != expected:
         raise DamagedError(f"files are missing in {folder.name}")
-    return [position(file) for file in files]
+    return [position(file, meta) for file in files]
 
 
 def _read(run: Run, step: int, path: Path, like: TrainState) -> Checkpoint:
@@ -158,14 +162,16 @@ def _described(
     meta = read_meta(path, step)
     wanted = tree.described(tree.by_path(like))
     check_same(meta["leaves"], wanted, str(path), meta["config"], run)
-    return meta, _position(path / DATA, run.process, run.processes)
+    return meta, _position(path / DATA, meta, run.process, run.processes)
 
 
-def _position(folder: Path, process: int, processes: int) -> dict[str, Any] | None:
+def _position(
+    folder: Path, meta: Mapping[str, Any], process: int, processes: int
+) -> dict[str, Any] | None:
     own = folder / data_file(process, processes)
     if own.exists():
-        return position(own)
-    found = positions(folder)
+        return position(own, meta)
+    found = positions(folder, meta)
     if any(each != found[0] for each in found):
         raise UserError(
             f"{folder} holds the positions of {len(found)} streams, one a process; "

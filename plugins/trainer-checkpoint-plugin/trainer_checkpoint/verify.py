@@ -118,7 +118,7 @@ def _checked(path: Path, read_arrays: bool) -> tuple[dict[str, Any], str]:
     number = path.name.partition(".")[0]
     try:
         meta = read_meta(path, int(number) if number.isdecimal() else None)
-        positions(path / DATA)
+        positions(path / DATA, meta)
         return meta, _wrong_arrays(path, meta) if read_arrays else ""
     except (DamagedError, UserError) as error:
         return {}, str(error)
