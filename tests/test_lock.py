@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
 import signal
 import threading
 from pathlib import Path
@@ -11,10 +13,15 @@ from typing import Any
 import pytest
 from command import PERCEPTRON, read_until, running, trainer
 
-from trainer_core import UserError, fit
+from trainer_core import RunError, UserError, fit
 from trainer_core.lock import LOCK, RunLock
 
 RUN = ["train", *PERCEPTRON, "run.directory=run", "checkpoint.every=1", "run.eval_every=0"]
+
+
+def metrics(directory: Path) -> list[dict[str, Any]]:
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path: Path) -> None:
@@ -29,6 +36,54 @@ def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path: Path) -> None
         first.wait()
     with running(*RUN, "run.steps=1000000", folder=tmp_path) as third:
         assert "resumed" in read_until(third, "step ")
+
+
+def test_a_run_whose_lock_was_deleted_ends_before_it_writes_with_another(tmp_path: Path) -> None:
+    """As who believes that a killed run left it; then a second begins."""
+    endless = (*RUN, "run.steps=1000000", "checkpoint.every=1000000")
+    (tmp_path / "run").mkdir()
+    with running(*endless, folder=tmp_path) as first:
+        read_until(first, "step ")
+        (tmp_path / "run" / LOCK).unlink()
+        with running(*RUN, "run.steps=3", folder=tmp_path) as second:
+            assert first.wait(timeout=30) == 1
+            assert first.stdout is not None
+            said = first.stdout.read()
+            assert "error: run/.lock, which says that this run has 'run', was deleted or re" in said
+            assert "Traceback" not in said
+            assert second.wait(timeout=60) == 0
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3]
+    assert not (tmp_path / "run" / "error.log").exists()
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+def test_a_lock_that_is_another_file_is_noticed(tmp_path: Path, how: str) -> None:
+    with RunLock(tmp_path) as lock:
+        lock.take()
+        lock.check()
+        (tmp_path / LOCK).unlink()
+        if how == "replaced":
+            (tmp_path / LOCK).touch()
+        with pytest.raises(RunError, match="was deleted or replaced while the run trained"):
+            lock.check()
+
+
+def test_where_a_file_system_gives_a_file_other_numbers_the_lock_is_not_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat = os.stat
+    other = tmp_path / "other"
+    other.touch()
+
+    def elsewhere(path: Any, *rest: Any, **options: Any) -> os.stat_result:
+        return stat(other if Path(path).name == LOCK else path, *rest, **options)
+
+    monkeypatch.setattr(os, "stat", elsewhere)
+    with RunLock(tmp_path) as lock:
+        lock.take()
+        lock.check()
+        (tmp_path / LOCK).unlink()
+        lock.check()
 
 
 def test_in_one_process_too(tmp_path: Path) -> None:

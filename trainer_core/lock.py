@@ -41,6 +41,7 @@ class RunLock:
         self._directory = directory
         self._file: TextIO | None = None
         self._opened: int | None = None  # the directory: its inode is no other's while it is open
+        self._is_comparable = False
         self._path = directory / LOCK
 
     def __enter__(self) -> RunLock:
@@ -61,6 +62,8 @@ class RunLock:
         """
         if not self.is_taken and sys.platform != "win32":
             self._file = self._locked()
+            # Some network file systems number an open file otherwise than its path.
+            self._is_comparable = self._is_own()
             self._opened = os.open(self._directory, os.O_RDONLY)
         self.is_taken = True
 
@@ -78,25 +81,35 @@ class RunLock:
         self.check()
 
     def check(self) -> None:
-        """See that the directory is the one whose lock was taken; at once, where none was.
+        """See that the directory, and its lock, are those that were taken; at once, where none was.
 
         Raises:
             RunError: it was moved, removed or replaced: what is written there now is lost to it.
+                Or its lock's file was: another run may write there, too.
         """
         if self._opened is None:
             return
         try:
-            if os.path.samestat(os.fstat(self._opened), os.stat(self._directory)):
-                return
-        except FileNotFoundError:
-            pass
+            if not _leads_to(self._directory, self._opened):
+                raise RunError(
+                    f"the run directory {str(self._directory)!r} was moved, removed or replaced "
+                    f"while the run trained; nothing is saved to another: put it back, and the "
+                    f"same command goes on from its newest checkpoint"
+                )
+            if self._is_comparable and not self._is_own():
+                raise RunError(
+                    f"{self._directory / LOCK}, which says that this run has "
+                    f"{str(self._directory)!r}, was deleted or replaced while the run trained: "
+                    f"another may have begun there, and both would write the same files; nothing "
+                    f"more is saved. Leave that file where it is: no run that is dead holds it. "
+                    f"The same command goes on from the newest checkpoint, once no other run is "
+                    f"there"
+                )
         except OSError as error:
             raise RunError(f"{self._directory} cannot be looked at: {error.strerror}") from error
-        raise RunError(
-            f"the run directory {str(self._directory)!r} was moved, removed or replaced while the "
-            f"run trained; nothing is saved to another: put it back, and the same command goes on "
-            f"from its newest checkpoint"
-        )
+
+    def _is_own(self) -> bool:
+        return self._file is not None and _leads_to(self._directory / LOCK, self._file.fileno())
 
     def _locked(self) -> TextIO:
         import fcntl
@@ -145,6 +158,13 @@ class RunLock:
             "run.directory",
             "run.name",
         )
+
+
+def _leads_to(path: Path, opened: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(opened), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _parsed(text: str) -> dict[str, Any]:
