@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from trainer_core.run import Run
 
 OPTIMIZER = "optimizer.json"  # what the optimizer does with each parameter
+CONVERTING = ".converting"  # there until `trainer convert` has written all of the run
 STACK = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pluggy")
 logger = logging.getLogger("trainer_core")
 _SEEN_WITHIN = 10.0  # seconds: network file systems show a new file late
@@ -66,7 +67,9 @@ def check_directory(config: Config, accept_changes: bool, remedy: str = _TRAININ
         )
 
 
-def write_directory(config: Config, program: Program, lock: RunLock, first: int) -> None:
+def write_directory(
+    config: Config, program: Program, lock: RunLock, first: int, converting: bool = False
+) -> None:
     """Write config.toml, versions.json and optimizer.json; on process 0 alone.
 
     Args:
@@ -74,24 +77,29 @@ def write_directory(config: Config, program: Program, lock: RunLock, first: int)
         program: what it is made of.
         lock: of the directory; taken first, where it is not.
         first: the step from which the run goes on; 0 where no checkpoint was found.
+        converting: its checkpoint is yet to be written; `CONVERTING` stands there until the caller
+            removes it, so that no run begins at step 0 where that is never done.
 
     Raises:
-        RunError: none was found, and saved.json or metrics.jsonl says that there were some.
+        RunError: none was found, and saved.json or metrics.jsonl says that there were some, or a
+            conversion was to write one.
         UserError: the file system says no, though permissions said yes; or the directory is not
             the same folder for all processes, which all write checkpoints there.
     """
     run = program.run
     if run.is_main:
+        if first == 0 and not converting:
+            _check_converted(config)
         if first == 0:
             _check_beginning(config)
         else:
             _say_what_is_gone(config.directory, first)
-        _write(config, program, lock)
+        _write(config, program, lock, converting)
     if run.processes > 1 and config.chosen["checkpoint"].candidate.name != "none":
         _check_shared(run)
 
 
-def _write(config: Config, program: Program, lock: RunLock) -> None:
+def _write(config: Config, program: Program, lock: RunLock, converting: bool) -> None:
     run = program.run
     lock.check()
     try:
@@ -105,6 +113,10 @@ def _write(config: Config, program: Program, lock: RunLock) -> None:
                 "run.directory",
                 "run.name",
             )
+        if converting:
+            replace(run.directory / CONVERTING, "")
+        else:  # it was whole but for this
+            (run.directory / CONVERTING).unlink(missing_ok=True)
         # Not where the processes were: a later command would wait for them.
         table = {name: values for name, values in config.table.items() if name != "distributed"}
         replace(run.directory / "config.toml", tomli_w.dumps(table))
@@ -114,6 +126,15 @@ def _write(config: Config, program: Program, lock: RunLock) -> None:
         replace(run.directory / OPTIMIZER, optimizer + "\n")
     except OSError as error:
         raise _unwritable(config, str(error)) from error
+
+
+def _check_converted(config: Config) -> None:
+    if (config.directory / CONVERTING).exists():
+        raise RunError(
+            f"`trainer convert` ended in {config.directory} before its checkpoint was written: the "
+            f"same convert again writes it; to train from the start, start another run with "
+            f"{config.run.another}, or move this directory away"
+        )
 
 
 def _check_beginning(config: Config) -> None:

@@ -22,16 +22,17 @@ from trainer_checkpoint.convert.described import (
 from trainer_checkpoint.convert.mapping import Mapping as Rules
 from trainer_checkpoint.convert.plan import Plan, Spec
 from trainer_checkpoint.convert.planning import make_plan
-from trainer_checkpoint.steps import steps
+from trainer_checkpoint.steps import delete, steps
 from trainer_core.cli.reading import say_imports
 from trainer_core.cli.waiting import waiting
 from trainer_core.config import Config, load_config
-from trainer_core.directory import check_directory, write_directory
+from trainer_core.directory import CONVERTING, check_directory, write_directory
 from trainer_core.errors import UserError
 from trainer_core.hooks import Hooks
 from trainer_core.lock import RunLock
 from trainer_core.opening import built, closing, opened
 from trainer_core.program import Program
+from trainer_core.saved import SAVED
 from trainer_core.signals import interruptible
 from trainer_core.types import TrainState
 
@@ -67,7 +68,8 @@ def convert_into_run(
 ) -> Converted:
     """Write a run directory with one checkpoint, at the source's step.
 
-    The run's key is that of a new run, and so is the state that its step keeps for itself.
+    The run's key is that of a new run, and so is the state that its step keeps for itself. What
+    a conversion left that did not come to its end is written anew.
 
     Args:
         source: a checkpoint that Orbax wrote.
@@ -78,7 +80,7 @@ def convert_into_run(
         dry: only plan; nothing is written.
 
     Raises:
-        UserError: it does not fit, or the directory has checkpoints; nothing was written.
+        UserError: it does not fit, or the directory has a run; nothing was written.
     """
     found = interruptible(lambda: stored.look(source))
     config = load_config(recipe, overrides, say_imports)
@@ -86,34 +88,58 @@ def convert_into_run(
     quiet = load_config(recipe, [*overrides, "plugins.progress=false"])
     _check_place(config)
     lock = RunLock(config.directory)
-    with waiting("building") as phase, lock, _opened(quiet) as (program, hooks):
-        target = described_program(program)
-        origin = described_checkpoint(found, rules.prefix, target.axes)
-        given = step_of(found, origin, step)
-        plan = make_plan(origin, target, rules, fresh_optimizer)
-        if dry:
-            return Converted(plan=plan, specs=target.specs, directory=config.directory, step=given)
-        phase("reading")
-        arrays = interruptible(lambda: plan.carry_out(stored.read(found)))
-        _check_finite(arrays)
-        phase("writing")
-        state = interruptible(lambda: _state(program, plan, arrays, given, fresh_optimizer))
-        made = int(state.step)
-        write_directory(config, program, lock, made)
-        hooks.save(run=program.run, step=made, state=state, data=program.data)
-    return Converted(plan=plan, specs=target.specs, directory=config.directory, step=made)
+    with waiting("building") as phase, lock:
+        if config.directory.is_dir() and not dry:
+            lock.take()
+            _check_place(config)  # another may just have left it
+        with _opened(quiet) as (program, hooks):
+            target = described_program(program)
+            origin = described_checkpoint(found, rules.prefix, target.axes)
+            given = step_of(found, origin, step)
+            plan = make_plan(origin, target, rules, fresh_optimizer)
+            done = Converted(plan=plan, specs=target.specs, directory=config.directory, step=given)
+            if dry:
+                return done
+            phase("reading")
+            arrays = interruptible(lambda: plan.carry_out(stored.read(found)))
+            _check_finite(arrays)
+            phase("writing")
+            state = interruptible(lambda: _state(program, plan, arrays, given, fresh_optimizer))
+            made = int(state.step)
+            if lock.is_taken:
+                _clear(config.directory)
+            write_directory(config, program, lock, made, converting=True)
+            hooks.save(run=program.run, step=made, state=state, data=program.data)
+        (config.directory / CONVERTING).unlink()  # the save is on the disk
+    return attrs.evolve(done, step=made)
 
 
 def _check_place(config: Config) -> None:
     if config.chosen["checkpoint"].candidate.name == "none":
         raise UserError('[checkpoint] use = "none" saves nothing; convert needs one that does')
-    check_directory(config, accept_changes=False, remedy=_NEW_RUN)
+    unfinished = (config.directory / CONVERTING).exists()
+    check_directory(config, accept_changes=unfinished, remedy=_NEW_RUN)
+    if unfinished:
+        return
+    another = _NEW_RUN.format(config.run.another)
     there = steps(config.directory / "checkpoints")
     if there:
         raise UserError(
             f"{config.directory} has checkpoints already (steps {', '.join(map(str, there))}); "
-            f"{_NEW_RUN.format(config.run.another)}"
+            f"{another}"
         )
+    if (config.directory / "config.toml").exists():
+        raise UserError(f"{config.directory} has a run already, without checkpoints; {another}")
+
+
+def _clear(directory: Path) -> None:
+    """Remove the whole checkpoint of a conversion that was killed; a half one goes with a save."""
+    if not (directory / CONVERTING).exists():
+        return
+    checkpoints = directory / "checkpoints"
+    for step in steps(checkpoints):
+        delete(checkpoints, step)
+    (directory / SAVED).unlink(missing_ok=True)
 
 
 def _check_finite(arrays: Mapping[str, NDArray[Any]]) -> None:
