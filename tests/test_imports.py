@@ -20,7 +20,7 @@ import pytest
 from command import DECODER, environment, trainer
 
 from trainer_core import UserError, fit
-from trainer_core.imports import check_makes, load_object
+from trainer_core.imports import check_makes, load_object, own_files
 
 pytestmark = pytest.mark.aside
 
@@ -162,6 +162,14 @@ def test_what_comes_with_a_recipe_is_said_before_any_of_it_runs(tmp_path: Path) 
     assert ended.stdout == "imports  theirs.model:Model from theirs/model.py\nran\n"
     quiet = trainer("train", "their.toml", "distributed.process=1", folder=tmp_path)
     assert quiet.stdout == "ran\n"  # process 0 says it
+
+
+def test_a_module_in_folders_that_are_no_packages_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "nobodys" / "models" / "net.py"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert own_files(["nobodys.models.net:Model"], [tmp_path]) == {"nobodys.models.net:Model": file}
+    assert own_files(["optax._src.alias:adamw"]) == {}
 
 
 @pytest.mark.parametrize("command", ["train", "convert", "compare"])

@@ -84,9 +84,10 @@ def from_here(file: Path) -> Path:
 def _found_file(module: str, folders: Sequence[Path]) -> Path:
     """The last file that importing a module would run; an empty path where there is none."""
     file, places = Path(), [*map(str, folders), *sys.path]
-    parts = module.split(".")
-    for count in range(1, len(parts) + 1):
-        spec = PathFinder.find_spec(".".join(parts[:count]), places)
+    for part in module.split("."):
+        # By its own name alone: for that of a package without `__init__.py`, inside another,
+        # Python wants what is around it to be imported.
+        spec = PathFinder.find_spec(part, places)
         if spec is None:
             break  # what is around it runs nevertheless
         if spec.has_location:
