@@ -26,6 +26,7 @@ from trainer_core.errors import RunError, UserError
 from trainer_core.loop import fit
 from trainer_core.run import Run
 from trainer_core.stacks import write_stacks
+from trainer_core.types import Data
 
 
 @pytest.fixture
@@ -199,6 +200,28 @@ def test_checkpoints_that_are_gone_are_named_where_no_line_lies_past_what_is_lef
     caplog.clear()
     assert fit(tables | {"run": tables["run"] | {"steps": 7}}).resumed_from == 6
     assert not caplog.records
+
+
+def test_data_that_is_another_than_before_is_said_where_the_settings_are_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = recipe(run={"directory": str(tmp_path / "run"), "steps": 2})
+    tables["checkpoint"] = {"use": "orbax"}
+
+    def go_on(steps: int, rows: str, **data: Any) -> list[str]:
+        caplog.clear()
+        monkeypatch.setattr(Data, "summary", {"data": "rows", "size": rows})
+        tables["run"]["steps"] = steps
+        fit({**tables, "data": {**tables["data"], **data}}, accept_changes=bool(data))
+        return [each.getMessage() for each in caplog.records]
+
+    assert go_on(2, "7") == go_on(3, "7") == []
+    [said] = go_on(4, "8")
+    assert (
+        f"than when {tmp_path / 'run'} was last trained: it was size 7, and is size 8; the" in said
+    )
+    assert go_on(5, "8") == []
+    assert go_on(6, "9", batch_size=4) == []  # what was changed, and accepted
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,7 @@ def write_directory(
             _check_beginning(config)
         else:
             _say_what_is_gone(config.directory, first)
+            _say_if_data_changed(config, program)
         _write(config, program, lock, converting)
     if run.processes > 1 and config.chosen["checkpoint"].candidate.name != "none":
         _check_shared(run)
@@ -120,7 +121,7 @@ def _write(config: Config, program: Program, lock: RunLock, converting: bool) ->
         # Not where the processes were: a later command would wait for them.
         table = {name: values for name, values in config.table.items() if name != "distributed"}
         replace(run.directory / "config.toml", tomli_w.dumps(table))
-        made_of = versions(config) | {"devices": run.devices}
+        made_of = versions(config) | {"devices": run.devices, "data": _summary(program)}
         replace(run.directory / "versions.json", json.dumps(made_of, indent=2) + "\n")
         optimizer = json.dumps(program.optimizer_record, indent=2)
         replace(run.directory / OPTIMIZER, optimizer + "\n")
@@ -180,6 +181,26 @@ def _say_what_is_gone(directory: Path, first: int) -> None:
             SAVED,
             first,
         )
+
+
+def _say_if_data_changed(config: Config, program: Program) -> None:
+    """Say that the same settings lead to other data than before, as far as its summary tells."""
+    before, now = recorded(config.directory, "data"), _summary(program)
+    same_settings = (_recorded_config(config) or {}).get("data") == config.table["data"]
+    if same_settings and before is not None and before != now:
+        logger.warning(
+            "the data is another than when %s was last trained: it was %s, and is %s; the run goes "
+            "on with what is there now, and may see some examples twice and others never",
+            config.directory,
+            *(
+                ", ".join(line for line in one if line not in other) or "nothing else"
+                for one, other in ((before, now), (now, before))
+            ),
+        )
+
+
+def _summary(program: Program) -> list[str]:
+    return [f"{name} {text}" for name, text in program.data.summary.items()]
 
 
 def _check_shared(run: Run) -> None:
