@@ -457,6 +457,19 @@ def test_a_program_of_ones_own_that_ends_at_once_lets_the_others_say_why(
 
 
 @pytest.mark.long
+def test_a_stop_before_all_have_come_stops_those_that_have(folder: Path) -> None:
+    each = {index: ["distributed.processes=3"] for index in range(2)}
+    with started(2, *ENDLESS, folder=folder, each=each) as running:
+        _wait_for(lambda: "waits at" in (folder / "err-0").read_text())
+        running[1].send_signal(signal.SIGTERM)
+        found = ended(running, folder)
+    assert [each.code for each in found] == [0, 0], found
+    assert "nothing was changed (SIGTERM of process 1)" in found[0].out
+    assert "nothing was changed (SIGTERM)" in found[1].out
+    assert not (folder / "run").exists()
+
+
+@pytest.mark.long
 def test_a_signal_that_comes_while_the_processes_connect_is_not_lost(folder: Path) -> None:
     (folder / "at_once.py").write_text(AT_ONCE)
     settings = [*ENDLESS, "run.steps=3000", "plugins.once.use=at_once:AtOnce"]

@@ -20,6 +20,8 @@ from trainer_core.config import load_config
 from trainer_core.distributed import connect
 from trainer_core.errors import UserError
 from trainer_core.roll_call import Place, roll_call
+from trainer_core.run import StopRequest
+from trainer_core.signals import Interrupted
 from trainer_core.watch import GRACE, LOOK, patience
 from trainer_core.wire import Wire
 
@@ -29,7 +31,7 @@ SAME = {"config": {"run.steps": 3, "optimizer.use": "adamw"}, "version": {"jax":
 
 
 def come(place: Place, same: Any = SAME) -> None:
-    for peer in roll_call(place, same):
+    for peer in roll_call(place, same, StopRequest()):
         peer.wire.close()
 
 
@@ -146,7 +148,7 @@ def test_a_process_that_reaches_itself_has_not_reached_process_0(
     monkeypatch.setattr(socket, "create_connection", reach_itself)
     place = Place(coordinator=f"localhost:{port}", processes=2, process=1, timeout=1)
     with pytest.raises(UserError, match=r"could not reach process 0 .*: connection refused"):
-        roll_call(place, SAME)
+        roll_call(place, SAME, StopRequest())
 
 
 def test_a_process_that_began_earlier_has_its_answer_within_its_own_timeout() -> None:
@@ -157,7 +159,7 @@ def test_a_process_that_began_earlier_has_its_answer_within_its_own_timeout() ->
         place = Place(coordinator=f"localhost:{port}", processes=3, process=index, timeout=4)
         began = time.monotonic()
         with pytest.raises(UserError) as error:
-            roll_call(place, SAME)
+            roll_call(place, SAME, StopRequest())
         told[index] = (time.monotonic() - began, str(error.value))
 
     threads = [threading.Thread(target=call, args=[index]) for index in (1, 0)]
@@ -179,7 +181,7 @@ def test_a_coordinator_that_hangs_is_named_within_the_timeout() -> None:
         )
         began = time.monotonic()
         with pytest.raises(UserError, match="does not answer: it is no trainer, hangs, or has"):
-            roll_call(place, SAME)
+            roll_call(place, SAME, StopRequest())
         assert time.monotonic() - began < 3
 
 
@@ -197,7 +199,7 @@ def test_a_stranger_that_never_ends_its_line_keeps_nobody_for_longer_than_the_ti
         place = Place(coordinator=f"localhost:{port}", processes=2, process=1, timeout=1)
         began = time.monotonic()
         with pytest.raises(UserError, match="does not answer: it is no trainer"):
-            roll_call(place, SAME)
+            roll_call(place, SAME, StopRequest())
         assert time.monotonic() - began < 3
 
 
@@ -218,7 +220,7 @@ def test_a_stranger_that_never_ends_its_line_keeps_process_0_no_longer_either() 
     threading.Thread(target=stream, daemon=True).start()
     began = time.monotonic()
     with pytest.raises(UserError, match="1 of 2 processes did not come"):
-        roll_call(place, SAME)
+        roll_call(place, SAME, StopRequest())
     assert time.monotonic() - began < 3
 
 
@@ -269,7 +271,7 @@ def test_who_is_late_hears_what_was_wrong_with_another() -> None:
         time.sleep(after)
         place = Place(coordinator=f"localhost:{port}", processes=3, process=index, timeout=20)
         with pytest.raises(UserError) as caught:
-            roll_call(place, same)
+            roll_call(place, same, StopRequest())
         told[index] = str(caught.value)
 
     other = {"config": {"run.steps": 4}}
@@ -282,6 +284,54 @@ def test_who_is_late_hears_what_was_wrong_with_another() -> None:
     assert len(told) == 3
     assert len(set(told.values())) == 1
     assert "process 1" in told[2]
+
+
+@pytest.mark.parametrize("asked", [0, 1, 2])
+def test_a_stop_of_one_that_waits_stops_all_that_came_and_who_is_on_the_way(
+    asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four, of which the last never comes."""
+    monkeypatch.setattr(roll_call_module, "_LEAVE", 3.0)
+    port = free_port()
+    requests = [StopRequest() for _ in range(3)]
+    ended: set[int] = set()
+
+    def call(index: int, after: float) -> None:
+        time.sleep(after)
+        place = Place(coordinator=f"localhost:{port}", processes=4, process=index, timeout=60)
+        with pytest.raises(Interrupted):
+            roll_call(place, SAME, requests[index])
+        ended.add(index)
+
+    began = time.monotonic()
+    calls = [(0, 0.0), (1, 0.0), (2, 1.5)]
+    threads = [threading.Thread(target=call, args=each) for each in calls]
+    for thread in threads:
+        thread.start()
+    time.sleep(1.0)
+    requests[asked].set("SIGTERM")
+    for thread in threads:
+        thread.join()
+    assert ended == {0, 1, 2}
+    assert time.monotonic() - began < 20
+    whose = dict.fromkeys(range(3), f" of process {asked}" if asked else "") | {asked: ""}
+    assert [each.reason for each in requests] == [f"SIGTERM{whose[index]}" for index in range(3)]
+
+
+def test_one_that_is_asked_to_stop_waits_for_no_process_0_that_never_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(roll_call_module, "_LEAVE", 1.0)
+    stopping = StopRequest()
+    stopping.set("SIGTERM")
+    began = time.monotonic()
+    with pytest.raises(Interrupted):
+        roll_call(
+            Place(coordinator=f"localhost:{free_port()}", processes=2, process=1, timeout=60),
+            SAME,
+            stopping,
+        )
+    assert time.monotonic() - began < 20
 
 
 CARD = {"process": 1, "processes": 2, "host": "node1", "same": SAME, "seconds": 20}
@@ -305,7 +355,7 @@ def test_json_that_is_no_card_is_ignored(said: str) -> None:
     port = free_port()
     place = Place(coordinator=f"localhost:{port}", processes=2, process=0, timeout=20)
     peers: list[Any] = []
-    calling = threading.Thread(target=lambda: peers.extend(roll_call(place, SAME)))
+    calling = threading.Thread(target=lambda: peers.extend(roll_call(place, SAME, StopRequest())))
     calling.start()
     _wait_for_server(port)
     with socket.create_connection(("localhost", port)) as stranger:
@@ -341,7 +391,7 @@ def test_json_that_is_no_answer_is_that_of_no_trainer(said: str) -> None:
         port = server.getsockname()[1]
         place = Place(coordinator=f"localhost:{port}", processes=2, process=1, timeout=1)
         with pytest.raises(UserError, match="does not answer: it is no trainer"):
-            roll_call(place, SAME)
+            roll_call(place, SAME, StopRequest())
 
 
 def test_a_stranger_on_the_port_is_no_process() -> None:
@@ -374,7 +424,7 @@ def test_a_port_in_use_is_named() -> None:
         port = server.getsockname()[1]
         place = Place(coordinator=f"localhost:{port}", processes=2, process=0, timeout=1)
         with pytest.raises(UserError, match=rf"cannot listen on port {port} .* give another port"):
-            roll_call(place, SAME)
+            roll_call(place, SAME, StopRequest())
 
 
 # ------------------------------------------------------------------ the settings
@@ -535,7 +585,7 @@ def test_the_others_say_long_before_the_timeout_that_they_do_not_reach_process_0
         threading.Thread(target=what, args=[server], daemon=True).start()
         place = Place(coordinator=f"localhost:{port}", processes=2, process=1, timeout=2)
         with pytest.raises(UserError, match=reason):
-            roll_call(place, SAME)
+            roll_call(place, SAME, StopRequest())
     said = [each.getMessage() for each in caplog.records]
     assert len(said) >= 2
     assert re.fullmatch(

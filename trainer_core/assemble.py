@@ -42,7 +42,7 @@ def open_run(
     if devices is not None:
         return _assembled(config, devices, None, stopping)
     with enough_threads():
-        group = connect(config, stopping.defer)
+        group = connect(config, stopping)
         try:
             check_devices(jax.devices())
             return _assembled(config, jax.devices(), group, stopping)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from trainer_core.errors import UserError, listed
 from trainer_core.group import Group
 from trainer_core.recipe import flatten
 from trainer_core.roll_call import Place, roll_call
-from trainer_core.run import DistributedSettings
+from trainer_core.run import DistributedSettings, StopRequest
 from trainer_core.threads import enough_threads
 
 if TYPE_CHECKING:
@@ -34,27 +34,30 @@ _OWN = ("distributed.", "plugins.progress.")
 _group: Group | None = None  # of this process, as JAX has one connection a process
 
 
-def connect(config: Config, met: Callable[[], None] = lambda: None) -> Group | None:
+def connect(config: Config, stopping: StopRequest | None = None) -> Group | None:
     """Connect this process to the others of its run; None where it is alone.
 
     Their number and places are those of `[distributed]`, and for the rest what the cluster tells.
 
     Args:
         config: of the run.
-        met: called once all have come: from now on, one that left would leave the others in the
-            middle of something.
+        stopping: what asks the run to stop. Where there are several it is deferred: one that left
+            would leave the others waiting for it.
 
     Raises:
         UserError: settings that are missing, an address that cannot be reached, a process that is
             missing, or is not the same as process 0.
+        Interrupted: one was asked to stop before all had come.
     """
+    stopping = StopRequest() if stopping is None else stopping
     if jax.distributed.is_initialized():  # by an earlier run, or by the code that calls this one
         if jax.process_count() > 1:
-            met()
+            stopping.defer()
         return _joined(config)
     own, local_device_ids = _place(config.distributed)
     if own is None:
         return None
+    stopping.defer()
     _check_address(own)
     from trainer_core.directory import versions
 
@@ -63,8 +66,7 @@ def connect(config: Config, met: Callable[[], None] = lambda: None) -> Group | N
         "config": {key: value for key, value in flatten(config.table) if not key.startswith(_OWN)},
         "version": {**made_of["stack"], **made_of["plugins"], "python": made_of["python"]},
     }
-    peers = roll_call(own, same)
-    met()
+    peers = roll_call(own, same, stopping)
     # JAX would take SIGTERM for its own service, which nobody asks here: see `SignalHandlers`.
     if hasattr(jax.config, "jax_enable_preemption_service"):
         jax.config.update("jax_enable_preemption_service", False)

@@ -24,6 +24,8 @@ def opened(config: Config, stopping: StopRequest | None = None) -> tuple[Run, Ho
 
         return open_run(config, stopping)
 
+    if stopping is not None and (config.distributed.processes or 1) > 1:
+        stopping.defer()  # the others would wait for this one: they hear of it
     return interruptible(work)
 
 

@@ -14,19 +14,23 @@ import socket
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NoReturn
 
 import attrs
 from attrs.validators import deep_mapping, ge, instance_of
 
 from trainer_core.connecting import Peer
 from trainer_core.errors import UserError, listed
+from trainer_core.run import StopRequest
+from trainer_core.signals import Interrupted
 from trainer_core.wire import Wire, read, written
 
 logger = logging.getLogger("trainer_core")
 _RETRY = 0.2  # seconds between two attempts to reach process 0
 _READ = 5.0  # seconds that one who has connected may take to say who it is
 _LATE = 5.0  # seconds that process 0 waits, once something is wrong, for those who are late
+_LOOK = 0.5  # seconds between two looks at whether one was asked to stop
+_LEAVE = 10.0  # seconds that a stop waits for those who are on their way, to tell them
 _SAY = 10.0  # seconds after which a process says again for whom it waits
 _SPARE = 0.25  # of the timeout, five seconds at most: until the answer is there, on a busy machine
 
@@ -59,6 +63,7 @@ class Place:
         return self.host in ("localhost", "::1") or self.host.startswith("127.")
 
 
+_STOPPING = "stopping "  # said by one that was asked to stop while it waits; why, follows
 _TAKEN = "taken"  # by process 0, as soon as it has read a card: it is a trainer
 _NO_ANSWER = "what is there does not answer: it is no trainer, hangs, or has ended"
 _index = (instance_of(int), ge(0))
@@ -95,10 +100,12 @@ class Answer:
 
     Attributes:
         problem: for which all of them end; empty where they go on.
+        stop: why all of them stop, with nothing done; empty likewise.
         host: its machine.
     """
 
     problem: str = attrs.field(validator=instance_of(str))
+    stop: str = attrs.field(validator=instance_of(str))
     host: str = attrs.field(validator=instance_of(str))
 
 
@@ -121,8 +128,12 @@ class Waiting:
 
     @property
     def pause(self) -> float:
-        """Seconds until something is to be said, or all is over."""
-        return max(0.01, min(self.left, self._said + _SAY - time.monotonic()))
+        """Seconds until one looks whether to stop, has something to say, or all is over."""
+        return max(0.01, min(self.left, _LOOK))
+
+    def shorten(self, seconds: float) -> None:
+        """Wait for so long at most, from now on."""
+        self.deadline = min(self.deadline, time.monotonic() + seconds)
 
     def say(self, processes: str, reason: str = "") -> None:
         """Say for whom it waits, if it is time."""
@@ -140,18 +151,22 @@ class Waiting:
         )
 
 
-def roll_call(place: Place, same: Mapping[str, Mapping[str, Any]]) -> list[Peer]:
+def roll_call(
+    place: Place, same: Mapping[str, Mapping[str, Any]], stopping: StopRequest
+) -> list[Peer]:
     """Return once all processes have come, and are the same; process 0 waits for the others.
 
     Args:
         place: of this process.
         same: what must not differ from process 0: title to key to JSON value.
+        stopping: whether this process was asked to stop; where another was, it is, too.
 
     Returns:
         whom this process goes on to hear of: process 0 of all the others, these of process 0.
 
     Raises:
         UserError: with one text on every process that came; process 0 says it.
+        Interrupted: one was asked to stop before all had come.
     """
     waiting = Waiting(place, time.monotonic() + place.timeout)
     card = Card(
@@ -162,25 +177,29 @@ def roll_call(place: Place, same: Mapping[str, Mapping[str, Any]]) -> list[Peer]
         seconds=place.timeout,
     )
     if place.process == 0:
-        return _call(place, card, waiting)
-    return [_answer(place, card, waiting)]
+        return _call(place, card, waiting, stopping)
+    return [_answer(place, card, waiting, stopping)]
 
 
-def _call(place: Place, own: Card, waiting: Waiting) -> list[Peer]:
+def _call(place: Place, own: Card, waiting: Waiting, stopping: StopRequest) -> list[Peer]:
     came: list[tuple[Card, Wire]] = []
     problem = ""
     with ExitStack() as stack:
         server = stack.enter_context(_server(place))
         while len(came) + 1 < place.processes:
+            _hear_of_a_stop(came, stopping)
+            if stopping:  # those who are still on their way shall hear it, too
+                waiting.shorten(_LEAVE)
             try:
                 server.settimeout(waiting.pause)
                 wire = Wire(stack.enter_context(server.accept()[0]))
             except TimeoutError:
                 cards = [own, *(each for each, _ in came)]
                 if not waiting.is_over:
-                    waiting.say(_some(_absent(place, cards)))
+                    if not stopping:
+                        waiting.say(_some(_absent(place, cards)))
                     continue
-                problem = problem or _missing(place, cards)
+                problem = problem or ("" if stopping else _missing(place, cards))
                 break
             card = _card(wire, min(_READ, waiting.left))
             if card is None:
@@ -194,18 +213,27 @@ def _call(place: Place, own: Card, waiting: Waiting) -> list[Peer]:
             wrong = problem or _wrong(card, [own, *(each for each, _ in came)])
             came.append((card, wire))
             # Each gets its answer within its own timeout, though it began to wait earlier.
-            waiting.deadline = min(waiting.deadline, time.monotonic() + card.seconds)
+            waiting.shorten(card.seconds)
             if wrong and not problem:
                 problem = wrong
-                # Those who are still on their way shall hear it, too.
-                waiting.deadline = min(waiting.deadline, time.monotonic() + _LATE)
+                waiting.shorten(_LATE)
+        answer = Answer(problem=problem, stop=stopping.reason, host=own.host)
         for _, wire in came:
-            wire.say(written(Answer(problem=problem, host=own.host)))
+            wire.say(written(answer))
         if problem:
             raise UserError(problem)
+        if answer.stop:
+            raise Interrupted
         stack.pop_all()
         server.close()
     return [Peer(card.process, card.host, wire) for card, wire in came]
+
+
+def _hear_of_a_stop(came: list[tuple[Card, Wire]], stopping: StopRequest) -> None:
+    for card, wire in came:
+        for line in wire.come():
+            if line.startswith(_STOPPING):
+                stopping.set(f"{line.removeprefix(_STOPPING)} of process {card.process}")
 
 
 def _card(wire: Wire, seconds: float) -> Card | None:
@@ -215,35 +243,50 @@ def _card(wire: Wire, seconds: float) -> Card | None:
         return None
 
 
-def _answer(place: Place, own: Card, waiting: Waiting) -> Peer:
+def _answer(place: Place, own: Card, waiting: Waiting, stopping: StopRequest) -> Peer:
     spare = min(5.0, _SPARE * place.timeout)
     while True:
         try:
             wire = Wire(_connected(place, min(_READ, waiting.left)))
             wire.say(written(attrs.evolve(own, seconds=waiting.left - spare)))
-            answer = _answered(wire, waiting)
-            if answer is not None and not answer.problem:
+            answer = _answered(wire, waiting, stopping)
+            if answer is not None and not (answer.problem or answer.stop):
                 return Peer(0, answer.host, wire)
             wire.close()
             if answer is not None:
-                told = UserError(answer.problem)
-                told.is_told = True
-                raise told
+                _end_as_told(answer, stopping)
             reason = _NO_ANSWER
         except OSError as error:
             reason = str(error.strerror or error).lower()
+        if stopping:
+            waiting.shorten(_LEAVE)
         if time.monotonic() + _RETRY > waiting.deadline:
+            if stopping:
+                raise Interrupted
             raise UserError(_unreachable(place, reason), "distributed.coordinator")
         waiting.say("0", reason)
         time.sleep(_RETRY)
 
 
-def _answered(wire: Wire, waiting: Waiting) -> Answer | None:
+def _end_as_told(answer: Answer, stopping: StopRequest) -> NoReturn:
+    if answer.problem:
+        told = UserError(answer.problem)
+        told.is_told = True
+        raise told
+    stopping.set(answer.stop)
+    raise Interrupted
+
+
+def _answered(wire: Wire, waiting: Waiting, stopping: StopRequest) -> Answer | None:
     """Return what process 0 says; None where what is there says nothing of the kind."""
-    is_taken = False
+    is_taken = has_said = False
     while not waiting.is_over:
+        if stopping and not has_said:
+            has_said = True
+            wire.say(f"{_STOPPING}{stopping.reason}")
+            waiting.shorten(2 * _LEAVE)
         try:
-            line = wire.line(waiting.left if is_taken else waiting.pause)
+            line = wire.line(waiting.pause)
         except TimeoutError:
             if not is_taken:  # else process 0 says for whom it waits itself
                 waiting.say("0", _NO_ANSWER)

@@ -57,6 +57,11 @@ class Wire:
             return None
         return self.unread()
 
+    def come(self) -> list[str]:
+        """Return the lines that are there, without waiting for any."""
+        self._read(0.0)
+        return self.unread()
+
     def unread(self) -> list[str]:
         """Return the lines that have come, and been read, with one before."""
         *lines, self._unread = self._unread.split(b"\n")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from trainer_core.config import Config
     from trainer_core.loop import Result
 
-_NOTHING = "stopped before the first step; nothing was changed"
+_NOTHING = "stopped before the first step; nothing was changed"  # then why, where that is known
 
 
 def configure(parser: Parser) -> None:
@@ -131,6 +131,6 @@ def _show(config: Config, result: Result, settings: list[str]) -> None:
         say(closing.as_json(config, result))
     elif style != "quiet":
         if result.program is None:
-            Page().line(_NOTHING)
+            Page().line(f"{_NOTHING} ({result.stopped})")
         else:
             closing.show(config, result, settings)
