@@ -361,6 +361,19 @@ def test_another_model_is_one_error_and_nothing_is_written(capsys: Any) -> None:
     assert everything() == before
 
 
+def test_the_display_that_a_conversion_switches_off_does_not_explain_another_model(
+    capsys: Any,
+) -> None:
+    file = recipe({"use": "nnx-module", "module": "old_trainer:NormedInNNX"}, optimizer=PLAIN)
+    assert trainer(["train", file, "run.steps=1"]) == 0
+    capsys.readouterr()
+    other = ["model.use=linen-module", "model.module=old_trainer:Normed", "run.directory=other"]
+    assert trainer(["convert", "new", file, *other]) == 2
+    said = capsys.readouterr().err
+    assert 'model.use: "nnx-module" -> "linen-module"' in said
+    assert "plugins." not in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

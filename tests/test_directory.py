@@ -255,6 +255,13 @@ def test_another_implementation_hides_no_change_of_a_setting_that_both_have() ->
     ]
 
 
+def test_a_table_that_is_no_longer_empty_is_told_by_its_keys() -> None:
+    empty, filled = {"model": {"arguments": {}}}, {"model": {"arguments": {"width": 3}}}
+    there, back = differences(empty, filled), differences(filled, empty)
+    assert list(there.values()) == ["model.arguments.width: (not set) -> 3"]
+    assert list(back.values()) == ["model.arguments.width: 3 -> (not set)"]
+
+
 def test_a_directory_that_cannot_be_made_is_refused_before_anything_runs(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     config = recipe(run={"directory": str(tmp_path / "file" / "run")})

@@ -256,7 +256,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str
     Where another implementation was chosen, settings that only one of the two has are left out.
     """
     before, after = dict(flatten(old)), dict(flatten(new))
-    keys = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
+    # An empty table is told by the keys that the other has in it.
+    every = {*before, *after}
+    filled = {key[:at] for key in every for at, letter in enumerate(key) if letter == "."}
+    told = {key for key in filled & every if {} in (before.get(key), after.get(key))}
+    keys = sorted(key for key in every - told if before.get(key) != after.get(key))
     replaced = tuple(key.removesuffix("use") for key in keys if key.endswith(".use"))
     return {
         key: f"{key}: {_shown(before, key)} -> {_shown(after, key)}"

@@ -93,7 +93,7 @@ def convert_into_run(
             lock.take()
             _check_place(config)  # another may just have left it
         with _opened(quiet) as (program, hooks):
-            target = described_program(program)
+            target = attrs.evolve(described_program(program), config=config.table)
             origin = described_checkpoint(found, rules.prefix, target.axes)
             given = step_of(found, origin, step)
             plan = make_plan(origin, target, rules, fresh_optimizer)
