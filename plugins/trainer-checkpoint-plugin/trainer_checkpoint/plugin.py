@@ -43,6 +43,8 @@ class Orbax:
     def restore(self, run: Run, like: TrainState, data: Data) -> TrainState | None:
         from trainer_checkpoint.reader import read_newest
 
+        # Not at the first save: one that is killed by then would be missed only after the timeout.
+        self._mark = _mark(run)
         found = read_newest(run, _directory(run), like)
         if found is None:
             return None
@@ -59,8 +61,8 @@ class Orbax:
             return
         if self._writer is None:
             self._writer = self._open(run)
-            # All processes say the same; and a run that is begun again, another.
-            self._mark = run.gather(uuid4().hex if run.is_main else None)[0]
+        if not self._mark:  # nothing was to be restored
+            self._mark = _mark(run)
         self._writer.save(step, *contents(run, step, state, data.state(), self._mark))
         self._newest = step
 
@@ -96,3 +98,8 @@ class Orbax:
 
 def _directory(run: Run) -> Path:
     return run.directory / "checkpoints"
+
+
+def _mark(run: Run) -> str:
+    """What all processes of a run have in common, and no other run of it."""
+    return str(run.gather(uuid4().hex if run.is_main else None)[0])
