@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def opened(config: Config, stopping: StopRequest | None = None) -> tuple[Run, Hooks]:
-    """Do what `assemble.open_run` does, in a thread that a signal does not reach."""
+    """Do what `assemble.open_run` does, in a thread that a signal does not reach.
+
+    With several processes a stop is deferred from here on: the others hear of it there.
+    """
 
     def work() -> tuple[Run, Hooks]:
         from trainer_core.assemble import open_run
@@ -25,7 +28,7 @@ def opened(config: Config, stopping: StopRequest | None = None) -> tuple[Run, Ho
         return open_run(config, stopping)
 
     if stopping is not None and (config.distributed.processes or 1) > 1:
-        stopping.defer()  # the others would wait for this one: they hear of it
+        stopping.defer()
     return interruptible(work)
 
 

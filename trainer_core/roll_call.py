@@ -128,7 +128,7 @@ class Waiting:
 
     @property
     def pause(self) -> float:
-        """Seconds until one looks whether to stop, has something to say, or all is over."""
+        """Seconds until it looks again whether to stop or to say something, or all is over."""
         return max(0.01, min(self.left, _LOOK))
 
     def shorten(self, seconds: float) -> None:

@@ -28,7 +28,10 @@ def contents(
     """Return the three items of a checkpoint: the arrays, what they are, the data's position.
 
     The last two are texts by file name, still to be made: the digests are being computed. Each
-    says the step and the mark, which no other run of it has: what is copied from one is known.
+    says the step and the mark: what is copied from another checkpoint is known.
+
+    Args:
+        mark: what all processes of a run have in common, and no other run.
 
     Raises:
         UserError: the position is none.

@@ -61,7 +61,7 @@ class Orbax:
             return
         if self._writer is None:
             self._writer = self._open(run)
-        if not self._mark:  # nothing was to be restored
+        if not self._mark:  # a conversion restores nothing
             self._mark = _mark(run)
         self._writer.save(step, *contents(run, step, state, data.state(), self._mark))
         self._newest = step
